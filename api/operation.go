@@ -1,0 +1,85 @@
+package api
+
+import (
+	"encoding/json"
+	"time"
+)
+
+// Operation is the receipt of a request that takes time.
+type Operation struct {
+	ID       string     `json:"id"`
+	Verb     string     `json:"verb" example:"guest.start"`
+	Subjects []string   `json:"subjects" example:"guest/web1"`
+	By       string     `json:"by"`
+	State    string     `json:"state" enum:"working,done,failed,cancelled"`
+	Problem  *Problem   `json:"problem,omitempty" doc:"why it failed, or what it is held up by"`
+	Created  time.Time  `json:"created"`
+	Ended    *time.Time `json:"ended,omitempty"`
+}
+
+// Event is one message of GET /v1/events (server-sent events; the SSE id is the
+// revision to resume from).
+type Event struct {
+	Rev     int64           `json:"rev,omitempty"`
+	At      time.Time       `json:"at"`
+	Type    string          `json:"type" enum:"changed,deleted,progress"`
+	Kind    string          `json:"kind" example:"guest"`
+	Name    string          `json:"name" example:"web1"`
+	Object  json.RawMessage `json:"object,omitempty" doc:"the record as it became, as GET would show it"`
+	Message string          `json:"message,omitempty" doc:"the change in words" example:"running"`
+	// Progress is set when Type is "progress"; such events have no revision
+	// and are not replayed.
+	Progress *Progress `json:"progress,omitempty"`
+}
+
+// Progress is how far a piece of work has come.
+type Progress struct {
+	Step    string   `json:"step" example:"unpacking"`
+	Parents []string `json:"parents,omitempty" doc:"the work it is part of, outermost first"`
+	Done    uint64   `json:"done"`
+	Total   uint64   `json:"total,omitempty" doc:"0: unknown"`
+	Unit    string   `json:"unit,omitempty" enum:"bytes,"`
+	Note    string   `json:"note,omitempty"`
+}
+
+// Host is the machine that lodged runs on.
+type Host struct {
+	Name         string   `json:"name"`
+	Version      string   `json:"version" doc:"of lodged"`
+	Kernel       string   `json:"kernel"`
+	OS           string   `json:"os"`
+	Architecture string   `json:"architecture"`
+	CPUs         int      `json:"cpus"`
+	MemoryBytes  uint64   `json:"memory_bytes"`
+	MemoryFree   uint64   `json:"memory_free_bytes"`
+	Load         float64  `json:"load" doc:"over one minute"`
+	Uptime       int64    `json:"uptime" doc:"seconds"`
+	Cgroups      string   `json:"cgroups" example:"v2"`
+	Guests       int      `json:"guests"`
+	Running      int      `json:"running"`
+	Engines      []Engine `json:"engines"`
+	DataDir      string   `json:"data_dir"`
+}
+
+// Engine is what runs the guests of one model.
+type Engine struct {
+	Name    string          `json:"name" example:"oslevel"`
+	Model   string          `json:"model"`
+	Version string          `json:"version,omitempty"`
+	Usable  bool            `json:"usable"`
+	Missing string          `json:"missing,omitempty" doc:"why it cannot run here"`
+	Hint    string          `json:"hint,omitempty"`
+	Can     map[string]bool `json:"can"`
+}
+
+// Check is one line of what the doctor found.
+type Check struct {
+	Name   string `json:"name" example:"inotify instances"`
+	Group  string `json:"group" example:"limits"`
+	State  string `json:"state" enum:"ok,warning,fault"`
+	Found  string `json:"found" doc:"what was seen"`
+	Cause  string `json:"cause,omitempty" doc:"what follows from it"`
+	Fix    string `json:"fix,omitempty" doc:"the command that cures it"`
+	Fixed  bool   `json:"fixed,omitempty" doc:"it was cured just now"`
+	Before string `json:"before,omitempty" doc:"the value before the cure"`
+}

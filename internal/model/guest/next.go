@@ -1,0 +1,112 @@
+package guest
+
+// Step is one piece of work on one guest. Each is idempotent: doing it again
+// after a crash is harmless.
+type Step string
+
+// The steps. Place and Forget are the placements reconciler's; all others are
+// the holding host's.
+const (
+	Rest    Step = ""
+	Place   Step = "place"
+	Prepare Step = "prepare"
+	Start   Step = "start"
+	Freeze  Step = "pause"
+	Thaw    Step = "resume"
+	Stop    Step = "stop"
+	Release Step = "release"
+	Destroy Step = "destroy" // the writable layer; only ever on the way to Gone
+	Forget  Step = "forget"
+)
+
+var doing = map[Step]string{
+	Place: "placing", Prepare: "preparing", Start: "starting", Freeze: "pausing", Thaw: "resuming",
+	Stop: "stopping", Release: "releasing", Destroy: "removing", Forget: "removing",
+}
+
+// Word is what a person is shown while s is under way: "starting".
+func (s Step) Word() string { return doing[s] }
+
+// Phase returns the phase that what the host sees amounts to. It is the only
+// place where facts become a phase, so a daemon that just started and one that
+// has run for a year read the same guest alike.
+func (s Seen) Phase(placed bool) Phase {
+	switch {
+	case s.Alive && s.Frozen:
+		return Paused
+	case s.Alive:
+		return Running
+	case s.Attached:
+		return Ready
+	case placed:
+		return Placed
+	}
+	return Unplaced
+}
+
+// Next returns the one step that brings g nearer to its spec, given the phase
+// it rests in, or Rest. It is a pure function: that it converges is proved by
+// visiting every state.
+func Next(g Guest, at Phase, last Seen) Step {
+	want := g.goal(at, last)
+	switch {
+	case at == Running && want == Running && g.rebootWanted():
+		return Stop
+	case at == Paused && want == Paused && g.rebootWanted():
+		return Stop
+	case at == want:
+		return Rest
+	case at == Running && want == Paused:
+		return Freeze
+	case at == Paused && want == Running && !g.rebootWanted():
+		return Thaw
+	case at == Running, at == Paused: // anything else means down first
+		return Stop
+	case (at == Ready || at == Placed) && (want == Running || want == Paused) && last.Cooling && !g.rebootWanted():
+		return Rest // the restart policy waits; the reconciler looks again when it is over
+	case at == Ready && (want == Running || want == Paused):
+		return Start
+	case at == Ready:
+		return Release
+	case at == Placed && want == Gone:
+		return Destroy // the host's last step: after it nothing of the guest is left there
+	case at == Placed:
+		return Prepare
+	case at == Unplaced && want == Gone:
+		return Forget
+	case at == Unplaced:
+		return Place
+	}
+	return Rest
+}
+
+// goal turns the owner's wish into a phase. A guest that is off holds its place
+// and nothing else.
+func (g Guest) goal(at Phase, last Seen) Phase {
+	off := Placed
+	if at == Unplaced {
+		off = Unplaced
+	}
+	ended := !g.rebootWanted() && (last.Exited && !g.restarts(last) || last.Lost && !g.returns())
+	switch {
+	case g.Deleting != nil:
+		return Gone
+	case g.Spec.Ephemeral && g.Status.Boots > 0 && (ended || g.Spec.Power == Off):
+		return Gone
+	case g.Spec.Power == Off, ended:
+		return off
+	case g.Spec.Power == Held:
+		return Paused
+	}
+	return Running
+}
+
+func (g Guest) rebootWanted() bool { return g.Spec.Boots > g.Status.Boots }
+
+// returns reports whether a guest that went down with its host comes back with
+// it.
+func (g Guest) returns() bool { return g.Spec.Autostart.Enabled || g.Spec.Restart == Always }
+
+func (g Guest) restarts(last Seen) bool {
+	return g.Spec.Restart == Always || g.Spec.Restart == OnFailure && last.Failed
+}

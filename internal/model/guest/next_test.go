@@ -1,0 +1,174 @@
+package guest
+
+import (
+	"fmt"
+	"testing"
+	"time"
+
+	"lodge/internal/model"
+)
+
+// apply is the ideal world: each step does what its name says.
+func apply(s Step, placed bool, w Seen) (bool, bool, Seen) {
+	switch s {
+	case Place:
+		return true, false, w
+	case Prepare:
+		w.Attached = true
+	case Start:
+		w = Seen{Attached: w.Attached, Alive: true}
+	case Freeze:
+		w.Frozen = true
+	case Thaw:
+		w.Frozen = false
+	case Stop:
+		w.Alive, w.Frozen = false, false
+	case Release:
+		w.Attached = false
+	case Destroy:
+		placed = false
+	case Forget:
+		return false, true, w
+	}
+	return placed, false, w
+}
+
+func possible(w Seen) bool {
+	switch {
+	case w.Frozen && !w.Alive, w.Failed && !w.Exited, w.Exited && w.Alive, w.Cooling && !w.Exited:
+		return false
+	case w.Lost && (w.Alive || w.Exited):
+		return false
+	}
+	return true
+}
+
+// everyStart calls visit with every state a guest can be found in, under every
+// wish.
+func everyStart(visit func(g Guest, placed bool, w Seen)) {
+	for _, power := range []Power{Off, On, Held} {
+		for _, restart := range []Restart{Never, OnFailure, Always} {
+			for bits := range 1 << 12 {
+				bit := func(i int) bool { return bits>>i&1 == 1 }
+				w := Seen{Attached: bit(1), Alive: bit(2), Frozen: bit(3), Exited: bit(4), Failed: bit(5), Cooling: bit(6), Lost: bit(7)}
+				if !possible(w) {
+					continue
+				}
+				g := Guest{Meta: model.Meta{Name: "g"}, Spec: Spec{Power: power, Restart: restart, Ephemeral: bit(8)}}
+				g.Spec.Autostart.Enabled = bit(9)
+				g.Spec.Boots, g.Status.Boots = 1, 1
+				if bit(10) {
+					g.Spec.Boots = 2
+				}
+				if bit(11) {
+					g.Deleting = &time.Time{}
+				}
+				visit(g, bit(0), w)
+			}
+		}
+	}
+}
+
+// TestConverges visits every state a guest can be found in, with every wish,
+// and checks that the steps end, end where the owner wanted, and never pass
+// through the same state twice.
+func TestConverges(t *testing.T) {
+	n, longest := 0, 0
+	everyStart(func(g Guest, placed bool, w Seen) {
+		n++
+		been, gone := map[string]bool{}, false
+		for i := 0; !gone; i++ {
+			at := w.Phase(placed)
+			s := Next(g, at, w)
+			if s == Rest {
+				if want := g.goal(at, w); at != want && !w.Cooling {
+					t.Fatalf("%+v %+v: rests in %s, wanted %s", g, w, at, want)
+				}
+				return
+			}
+			key := fmt.Sprint(placed, w, g.Status.Boots)
+			if been[key] {
+				t.Fatalf("%+v: goes round through %s by %s", g, key, s)
+			}
+			been[key], longest = true, max(longest, i+1)
+			if s == Start {
+				g.Status.Boots = g.Spec.Boots
+			}
+			placed, gone, w = apply(s, placed, w)
+		}
+	})
+	t.Logf("%d starts, longest way %d steps", n, longest)
+}
+
+// TestDeletedIsForgotten states the wish independently of goal: whatever a
+// guest looks like, deleting it ends in Forget.
+func TestDeletedIsForgotten(t *testing.T) {
+	everyStart(func(g Guest, placed bool, w Seen) {
+		if g.Deleting == nil {
+			return
+		}
+		gone := false
+		for range 9 {
+			if placed, gone, w = apply(Next(g, w.Phase(placed), w), placed, w); gone {
+				return
+			}
+		}
+		t.Fatalf("not forgotten: placed=%v %+v", placed, w)
+	})
+}
+
+// TestWishes says in plain rows where a guest must end up. TestConverges
+// cannot: it asks goal what the goal is.
+func TestWishes(t *testing.T) {
+	ended, crashed := Seen{Exited: true}, Seen{Exited: true, Failed: true}
+	up := Seen{Attached: true, Alive: true}
+	for _, c := range []struct {
+		name string
+		spec Spec
+		seen Seen
+		ends Phase
+	}{
+		{"off stays down", Spec{Power: Off, Restart: Always}, crashed, Placed},
+		{"off goes down", Spec{Power: Off}, up, Placed},
+		{"on comes up", Spec{Power: On}, Seen{}, Running},
+		{"on resumes", Spec{Power: On}, Seen{Attached: true, Alive: true, Frozen: true}, Running},
+		{"paused comes up and freezes", Spec{Power: Held}, Seen{}, Paused},
+		{"never: left as it ended", Spec{Power: On, Restart: Never}, crashed, Placed},
+		{"never: but asked again", Spec{Power: On, Restart: Never, Boots: 2}, crashed, Running},
+		{"on-failure: a clean end is an end", Spec{Power: On, Restart: OnFailure}, ended, Placed},
+		{"on-failure: a crash is not", Spec{Power: On, Restart: OnFailure}, crashed, Running},
+		{"always: even a clean end is not", Spec{Power: On, Restart: Always}, ended, Running},
+		{"always: but not before its time", Spec{Power: On, Restart: Always}, Seen{Exited: true, Cooling: true}, Placed},
+		{"asked again: does not wait", Spec{Power: On, Restart: Always, Boots: 2}, Seen{Exited: true, Cooling: true}, Running},
+		{"down with the host: stays", Spec{Power: On}, Seen{Lost: true}, Placed},
+		{"down with the host: autostart", Spec{Power: On, Autostart: Autostart{Enabled: true}}, Seen{Lost: true}, Running},
+		{"down with the host: always", Spec{Power: On, Restart: Always}, Seen{Lost: true}, Running},
+		{"ephemeral: gone once it ended", Spec{Power: On, Ephemeral: true}, ended, Unplaced},
+		{"ephemeral: gone once stopped", Spec{Power: Off, Ephemeral: true}, up, Unplaced},
+		{"ephemeral: crash under on-failure", Spec{Power: On, Ephemeral: true, Restart: OnFailure}, crashed, Running},
+	} {
+		t.Run(c.name, func(t *testing.T) {
+			g := Guest{Spec: c.spec, Status: Status{Boots: 1}}
+			g.Spec.Boots = max(1, g.Spec.Boots)
+			placed, w := true, c.seen
+			for range 9 {
+				s := Next(g, w.Phase(placed), w)
+				if s == Start {
+					g.Status.Boots = g.Spec.Boots
+				}
+				placed, _, w = apply(s, placed, w)
+			}
+			if at := w.Phase(placed); at != c.ends {
+				t.Errorf("ends in phase %s, want %s", at, c.ends)
+			}
+		})
+	}
+}
+
+// TestRebootStops: a wish to boot again takes a running guest down first.
+func TestRebootStops(t *testing.T) {
+	g := Guest{Spec: Spec{Power: On, Boots: 2}, Status: Status{Boots: 1}}
+	if s := Next(g, Running, Seen{Attached: true, Alive: true}); s != Stop {
+		t.Errorf("next step is %q, want %q", s, Stop)
+	}
+}

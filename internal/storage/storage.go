@@ -1,0 +1,55 @@
+// Package storage is the contract of a storage driver: one folder below this
+// one for each, one line in daemon/drivers.go.
+package storage
+
+import (
+	"context"
+
+	"lodge/internal/model/pool"
+)
+
+// Driver opens pools of one kind.
+type Driver interface {
+	Info() Info
+	// Open makes the pool ready, creating what spec says Lodge owns if it is
+	// missing. It may be called again after a crash. dir is the pool's own
+	// place in the data directory.
+	Open(ctx context.Context, name string, spec pool.Spec, dir string) (Pool, error)
+}
+
+// Pool holds volumes: writable directories, one for each guest, named by the
+// guest's id. All methods are idempotent and safe for concurrent use.
+type Pool interface {
+	Space(ctx context.Context) (Space, error)
+	Volumes(ctx context.Context) ([]string, error)
+	// Create makes an empty volume with "upper" (mode 0755) and "work" (mode
+	// 0700) in it, and sets its quota in bytes (0: none).
+	Create(ctx context.Context, volume string, quota uint64) error
+	// Path returns where the volume's directory is. It does no I/O.
+	Path(volume string) string
+	SetQuota(ctx context.Context, volume string, quota uint64) error
+	Usage(ctx context.Context, volume string) (used uint64, err error)
+	// Remove returns once the volume is out of the way; freeing its space may
+	// go on behind.
+	Remove(ctx context.Context, volume string) error
+	// Quota says how a quota is kept: "enforced (squota)", "soft: counted,
+	// not enforced".
+	Quota() string
+	Close() error // what is mounted stays mounted: guests may run on it
+	// Destroy unmounts the pool and removes what Lodge made for it. It fails
+	// with errs.Conflict while a volume is left.
+	Destroy(ctx context.Context) error
+}
+
+// Space is a pool's size in bytes.
+type Space struct {
+	Total, Used, Free uint64
+}
+
+// Info describes a driver.
+type Info struct {
+	Name    string
+	Missing string // why it cannot work on this host, or empty
+	Hint    string // what would cure that
+	Quota   bool   // quotas are enforced, not only counted
+}
