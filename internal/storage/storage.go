@@ -17,10 +17,9 @@ type Driver interface {
 	Open(ctx context.Context, name string, spec pool.Spec, dir string) (Pool, error)
 }
 
-// Pool holds volumes: writable directories, one for each guest, named by the
-// guest's id. All methods are idempotent and safe for concurrent use.
-type Pool interface {
-	Space(ctx context.Context) (Space, error)
+// Volumes are writable directories, one for each guest, named by the guest's
+// id. All methods are idempotent and safe for concurrent use.
+type Volumes interface {
 	Volumes(ctx context.Context) ([]string, error)
 	// Create makes an empty volume with "upper" (mode 0755) and "work" (mode
 	// 0700) in it, and sets its quota in bytes (0: none).
@@ -32,6 +31,12 @@ type Pool interface {
 	// Remove returns once the volume is out of the way; freeing its space may
 	// go on behind.
 	Remove(ctx context.Context, volume string) error
+}
+
+// Pool is an open pool.
+type Pool interface {
+	Volumes
+	Space(ctx context.Context) (Space, error)
 	// Quota says how a quota is kept: "enforced (squota)", "soft: counted,
 	// not enforced".
 	Quota() string

@@ -49,35 +49,46 @@ func (s Seen) Phase(placed bool) Phase {
 // visiting every state.
 func Next(g Guest, at Phase, last Seen) Step {
 	want := g.goal(at, last)
-	switch {
-	case at == Running && want == Running && g.rebootWanted():
-		return Stop
-	case at == Paused && want == Paused && g.rebootWanted():
-		return Stop
-	case at == want:
-		return Rest
-	case at == Running && want == Paused:
-		return Freeze
-	case at == Paused && want == Running && !g.rebootWanted():
-		return Thaw
-	case at == Running, at == Paused: // anything else means down first
-		return Stop
-	case (at == Ready || at == Placed) && (want == Running || want == Paused) && last.Cooling && !g.rebootWanted():
-		return Rest // the restart policy waits; the reconciler looks again when it is over
-	case at == Ready && (want == Running || want == Paused):
-		return Start
-	case at == Ready:
-		return Release
-	case at == Placed && want == Gone:
-		return Destroy // the host's last step: after it nothing of the guest is left there
-	case at == Placed:
-		return Prepare
-	case at == Unplaced && want == Gone:
-		return Forget
-	case at == Unplaced:
+	up := want == Running || want == Paused
+	switch at {
+	case Running, Paused:
+		return g.nextUp(at, want)
+	case Ready, Placed:
+		switch {
+		case up && last.Cooling && !g.rebootWanted():
+			return Rest // the restart policy waits; the reconciler looks again when it is over
+		case up && at == Ready:
+			return Start
+		case up:
+			return Prepare
+		case at == Ready:
+			return Release
+		case want == Gone:
+			return Destroy // the host's last step: after it nothing of the guest is left there
+		}
+	case Unplaced:
+		switch want {
+		case Gone:
+			return Forget
+		case Unplaced:
+			return Rest
+		}
 		return Place
 	}
 	return Rest
+}
+
+// nextUp is Next for a guest that is up.
+func (g Guest) nextUp(at, want Phase) Step {
+	switch {
+	case g.rebootWanted(), want != Running && want != Paused:
+		return Stop
+	case at == want:
+		return Rest
+	case want == Paused:
+		return Freeze
+	}
+	return Thaw
 }
 
 // goal turns the owner's wish into a phase. A guest that is off holds its place
