@@ -1,0 +1,358 @@
+package admission
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/model"
+	"lodge/internal/model/forward"
+	"lodge/internal/model/guest"
+	"lodge/internal/model/network"
+	"lodge/internal/model/operation"
+	"lodge/internal/store"
+	"lodge/internal/store/tables"
+)
+
+// batch is how many guests one transaction makes, so that it stays well within
+// what etcd takes in one request (1.5 MiB by default) even with user-data.
+const batch = 100
+
+// CreateGuests makes one guest, or w.Count of them, with their addresses and
+// port forwards. Many guests are made in several transactions under one
+// receipt, which is issued with the last of them; if one fails, those before
+// are removed again.
+func (d *Door) CreateGuests(ctx context.Context, by string, w GuestWish) (Operation, error) {
+	p, err := d.planGuests(w)
+	if err != nil {
+		return Operation{}, err
+	}
+	defer p.free()
+	subjects := make([]operation.Subject, 0, len(p.names))
+	var op Operation
+	for names := range slices.Chunk(p.names, batch) {
+		tx := d.Store.Begin()
+		for _, name := range names {
+			s, err := d.createIn(tx, name, p)
+			if err != nil {
+				return Operation{}, d.undo(ctx, by, subjects, err)
+			}
+			subjects = append(subjects, s)
+		}
+		last := len(subjects) == len(p.names)
+		if last {
+			op = d.receipt(tx, by, "guest.create", subjects)
+		}
+		if _, err := tx.Commit(ctx); err != nil {
+			return Operation{}, d.undo(ctx, by, subjects[:len(subjects)-len(names)], err)
+		}
+	}
+	return d.Tables.Operations.ByID(op.ID)
+}
+
+// guestPlan is a wish that was found to be possible.
+type guestPlan struct {
+	names    []string
+	spec     guest.Spec
+	labels   map[string]string
+	forwards []forward.Spec
+	networks []tables.NetworkRecord
+	release  []func() // of the addresses reserved so far
+}
+
+func (p *guestPlan) free() {
+	for _, f := range p.release {
+		f()
+	}
+}
+
+// planGuests says whether a wish can be granted. It changes nothing.
+func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
+	names, err := guestNames(w)
+	if err != nil {
+		return nil, err
+	}
+	p := &guestPlan{names: names, spec: freshSpec(w)}
+	if p.spec.Digest, err = d.digest(w.Image); err != nil {
+		return nil, err
+	}
+	if err := d.checkGuest(w, p); err != nil {
+		return nil, err
+	}
+	for _, n := range names {
+		if _, err := d.Tables.Guests.Get(n); err == nil {
+			return nil, &errs.Error{Kind: errs.Exists, Ref: "guest/" + n, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge rm " + n}
+		}
+	}
+	return p, nil
+}
+
+// checkGuest judges everything of a wish but its image and the guests there
+// are.
+func (d *Door) checkGuest(w GuestWish, p *guestPlan) error {
+	w.Patch.apply(&p.spec)
+	if err := checkModel(p.spec.Model, d.Engines()); err != nil {
+		return err
+	}
+	if err := checkSpec(p.spec, d.Host); err != nil {
+		return err
+	}
+	set(&p.labels, w.Labels)
+	if err := checkLabels(p.labels); err != nil {
+		return err
+	}
+	if _, err := there(d.Tables.Pools, "pool", p.spec.Pool); err != nil {
+		return inField("pool", err, "see lodge pool ls")
+	}
+	if err := d.findNetworks(w.Networks, p); err != nil {
+		return err
+	}
+	if w.Publish == nil {
+		return nil
+	}
+	if len(p.networks) == 0 && len(*w.Publish) > 0 {
+		return errs.Bad("publish", "a guest without a network has no ports", "leave out the network none")
+	}
+	var err error
+	p.forwards, err = d.checkPublish("publish", "", *w.Publish)
+	return err
+}
+
+// inField adds to a lookup's error which field of the request led to it.
+func inField(field string, err error, hint string) error {
+	return &errs.Error{Kind: errs.KindOf(err), Field: field, Hint: hint, Err: err, Msg: personal(err), Ref: refOf(err)}
+}
+
+func (d *Door) findNetworks(wanted []string, p *guestPlan) error {
+	if wanted == nil {
+		wanted = []string{defaultName}
+	}
+	if slices.Equal(wanted, []string{"none"}) {
+		return nil
+	}
+	for i, n := range wanted {
+		r, err := there(d.Tables.Networks, network.Kind, n)
+		if err != nil {
+			return inField("networks", err, "see lodge network ls")
+		}
+		if slices.Contains(wanted[:i], n) {
+			return errs.Bad("networks", fmt.Sprintf("%s is named twice", n), "name each network once")
+		}
+		p.networks = append(p.networks, r)
+	}
+	return nil
+}
+
+// digest returns the content of an image that is ready.
+func (d *Door) digest(name string) (string, error) {
+	if err := CheckImageName("image", name); err != nil {
+		return "", err
+	}
+	build := "lodge image build " + name
+	r, err := d.Tables.Images.Get(name)
+	switch {
+	case err != nil:
+		return "", &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "does not exist", Hint: build, Err: err}
+	case r.Deleting != nil:
+		return "", &errs.Error{Kind: errs.Conflict, Ref: "image/" + name, Field: "image", Msg: "is being removed", Hint: build}
+	case r.Status.Digest == "" && r.Status.Problem != nil:
+		return "", &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "could not be made: " + r.Status.Problem.Message, Hint: build}
+	case r.Status.Digest == "":
+		return "", &errs.Error{Kind: errs.Busy, Ref: "image/" + name, Field: "image", Msg: "is still being made", Hint: "wait for it: lodge op ls"}
+	}
+	return r.Status.Digest, nil
+}
+
+// createIn puts one guest into tx: its record, its leases, its forwards.
+func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subject, error) {
+	id, spec := d.NewID(), p.spec
+	for i, n := range p.networks {
+		place, free, err := d.addresses.take(n.Name, n.Spec)
+		if err != nil {
+			return operation.Subject{}, err
+		}
+		p.release = append(p.release, free)
+		spec.NICs = append(spec.NICs, guest.NIC{
+			Name: fmt.Sprintf("eth%d", i), Network: n.Name, MAC: macOf(id, i), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
+		})
+		for _, lease := range place.names(n.Name) {
+			d.Tables.Leases.CreateIn(tx, lease, network.LeaseSpec{Guest: id})
+		}
+	}
+	r := d.Tables.Guests.CreateIn(tx, name, spec, store.WithID(id), store.WithLabels(maps.Clone(p.labels)))
+	for _, f := range p.forwards {
+		f.Guest = id
+		d.Tables.Forwards.CreateIn(tx, ForwardName(f), f)
+	}
+	return subject(guest.Kind, r.Meta), nil
+}
+
+// undo removes the guests that were made before one could not be. It goes on
+// when the person has given up, so that nothing is left.
+func (d *Door) undo(ctx context.Context, by string, made []operation.Subject, cause error) error {
+	for _, s := range made {
+		if _, err := d.RemoveGuest(context.WithoutCancel(ctx), by, s.Name, true); err != nil && !errs.Is(err, errs.NotFound) {
+			return fmt.Errorf("%w (and guest/%s could not be removed again: %v)", cause, s.Name, err)
+		}
+	}
+	return cause
+}
+
+// edit changes one guest's spec and issues the receipt.
+func (d *Door) edit(ctx context.Context, by, verb, name string, change func(*store.Tx, *tables.GuestRecord) error) (Operation, error) {
+	return d.transact(ctx, by, verb, func(tx *store.Tx) ([]operation.Subject, error) {
+		r, err := there(d.Tables.Guests, guest.Kind, name)
+		if err != nil {
+			return nil, err
+		}
+		if err := change(tx, &r); err != nil {
+			return nil, err
+		}
+		r = d.Tables.Guests.UpdateIn(tx, r)
+		return []operation.Subject{subject(guest.Kind, r.Meta)}, nil
+	})
+}
+
+// boot raises the wish for a boot unless one is pending or answered.
+func boot(r *tables.GuestRecord) {
+	if r.Spec.Boots <= r.Status.Boots && !up(r) {
+		r.Spec.Boots++
+	}
+}
+
+func up(r *tables.GuestRecord) bool {
+	return r.Status.Phase == guest.Running || r.Status.Phase == guest.Paused
+}
+
+// running reports whether r runs or was asked to.
+func running(r *tables.GuestRecord) bool {
+	return r.Spec.Power != guest.Off && (up(r) || r.Spec.Boots > r.Status.Boots)
+}
+
+// StartGuest boots a guest that is down and lets a paused one go on.
+func (d *Door) StartGuest(ctx context.Context, by, name string) (Operation, error) {
+	return d.edit(ctx, by, "guest.start", name, func(_ *store.Tx, r *tables.GuestRecord) error {
+		if err := checkModel(r.Spec.Model, d.Engines()); err != nil {
+			return err
+		}
+		boot(r)
+		r.Spec.Power, r.Spec.Force = guest.On, false
+		return nil
+	})
+}
+
+// StopGuest takes a guest down: by force at once, otherwise by asking it and
+// waiting for timeout seconds (nil: as the guest's setting says).
+func (d *Door) StopGuest(ctx context.Context, by, name string, force bool, timeout *int) (Operation, error) {
+	return d.edit(ctx, by, "guest.stop", name, func(_ *store.Tx, r *tables.GuestRecord) error {
+		r.Spec.Power, r.Spec.Force = guest.Off, force
+		set(&r.Spec.StopTimeout, timeout)
+		return checkLife(r.Spec, d.Host)
+	})
+}
+
+// RestartGuest takes a guest down and boots it.
+func (d *Door) RestartGuest(ctx context.Context, by, name string, force bool) (Operation, error) {
+	return d.edit(ctx, by, "guest.restart", name, func(_ *store.Tx, r *tables.GuestRecord) error {
+		r.Spec.Power, r.Spec.Force = guest.On, force
+		r.Spec.Boots++
+		return nil
+	})
+}
+
+// PauseGuest halts a running guest where it is.
+func (d *Door) PauseGuest(ctx context.Context, by, name string) (Operation, error) {
+	return d.edit(ctx, by, "guest.pause", name, func(_ *store.Tx, r *tables.GuestRecord) error {
+		if !running(r) {
+			return notRunning(name)
+		}
+		for _, e := range d.Engines() {
+			if e.Model == r.Spec.Model && !e.Pause {
+				return &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + name, Msg: fmt.Sprintf("guests of model %s cannot be paused here", e.Model), Hint: e.Hint}
+			}
+		}
+		r.Spec.Power = guest.Held
+		return nil
+	})
+}
+
+// ResumeGuest lets a paused guest go on.
+func (d *Door) ResumeGuest(ctx context.Context, by, name string) (Operation, error) {
+	return d.edit(ctx, by, "guest.resume", name, func(_ *store.Tx, r *tables.GuestRecord) error {
+		if !running(r) {
+			return notRunning(name)
+		}
+		r.Spec.Power = guest.On
+		return nil
+	})
+}
+
+func notRunning(name string) error {
+	return &errs.Error{Kind: errs.Conflict, Ref: "guest/" + name, Msg: "is not running", Hint: "lodge start " + name}
+}
+
+// RenameGuest gives a guest another name. Names are looked up by the new one
+// at once; inside the guest it shows with the next start.
+func (d *Door) RenameGuest(ctx context.Context, by, name, to string) (Operation, error) {
+	if err := model.CheckName("name", to); err != nil {
+		return Operation{}, err
+	}
+	return d.edit(ctx, by, "guest.rename", name, func(_ *store.Tx, r *tables.GuestRecord) error {
+		if other, err := d.Tables.Guests.Get(to); err == nil && other.ID != r.ID {
+			return &errs.Error{Kind: errs.Exists, Ref: "guest/" + to, Field: "name", Msg: "exists already", Hint: "choose another name"}
+		}
+		r.Name = to
+		return nil
+	})
+}
+
+// SetGuest changes what p names. generation, unless 0, is the one the caller
+// saw: a guest changed since is left alone.
+func (d *Door) SetGuest(ctx context.Context, by, name string, p Patch, generation int64) (Operation, error) {
+	return d.edit(ctx, by, "guest.set", name, func(tx *store.Tx, r *tables.GuestRecord) error {
+		if generation != 0 && generation != r.Generation {
+			return &errs.Error{Kind: errs.Conflict, Ref: "guest/" + name, Msg: "was changed by somebody else meanwhile", Hint: "look at it again: lodge show " + name}
+		}
+		p.apply(&r.Spec)
+		if err := checkSpec(r.Spec, d.Host); err != nil {
+			return err
+		}
+		if p.Labels != nil {
+			r.Labels = maps.Clone(*p.Labels)
+		}
+		if err := checkLabels(r.Labels); err != nil {
+			return err
+		}
+		if p.Publish == nil {
+			return nil
+		}
+		return d.replaceForwards(tx, r, *p.Publish)
+	})
+}
+
+// RemoveGuest asks that a guest and everything of it be no more. One that runs
+// is refused unless force is given.
+func (d *Door) RemoveGuest(ctx context.Context, by, name string, force bool) (Operation, error) {
+	return d.transact(ctx, by, "guest.remove", func(tx *store.Tx) ([]operation.Subject, error) {
+		r, err := d.Tables.Guests.Get(name)
+		if err != nil {
+			return nil, err
+		}
+		if !force && r.Deleting == nil && (up(&r) || running(&r)) {
+			return nil, &errs.Error{Kind: errs.Conflict, Ref: "guest/" + name, Msg: "is running", Hint: fmt.Sprintf("stop it first, or: lodge rm --force %s", name)}
+		}
+		for _, f := range d.Tables.Forwards.List() {
+			if f.Spec.Guest == r.ID {
+				d.Tables.Forwards.DeleteIn(tx, f)
+			}
+		}
+		if r.Deleting == nil || force && !r.Spec.Force {
+			now := d.Now()
+			r.Deleting, r.Spec.Force = &now, force
+			r = d.Tables.Guests.UpdateIn(tx, r)
+		}
+		return []operation.Subject{gone(guest.Kind, r.Meta)}, nil
+	})
+}
