@@ -35,7 +35,7 @@ func LookAt(dataDir string, btrfs Info) Host {
 // worth a file system of our own, and on btrfs that costs nothing.
 func Preferred(h Host) (driver, why string) {
 	switch {
-	case h.BtrfsMissing == "" && h.OnBtrfs:
+	case h.OnBtrfs: // nothing is formatted there, so no tool is needed
 		return "btrfs", "the data directory is on btrfs"
 	case h.BtrfsMissing == "":
 		return "btrfs", "quotas are enforced; the pool is a file in the data directory"

@@ -117,8 +117,8 @@ func (p *btrfsPool) limit(path string, quota uint64) error {
 	return err
 }
 
-// Usage is what the kernel has counted, which runs behind writes by as much as
-// is still in the page cache.
+// Usage is what the kernel has counted. It counts when it commits, so it runs
+// behind writes by up to 30 s; the limit does not.
 func (p *btrfsPool) Usage(_ context.Context, volume string) (uint64, error) {
 	n, err := p.qgroupNumber(volume, "referenced")
 	return n, storage.Failed("volume.usage", "volume/"+volume, err)
