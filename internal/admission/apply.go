@@ -272,11 +272,17 @@ func (d *Door) planNewGuest(by string, w GuestItem, all []Item, s step) (step, e
 	w.Start = w.Power != guest.Off
 	s.do = func(ctx context.Context) ([]Operation, error) {
 		op, err := d.CreateGuests(ctx, by, w.GuestWish)
-		if err != nil || w.Power != guest.Held {
-			return []Operation{op}[:btoi(err == nil)], err
+		if err != nil {
+			return nil, err
+		}
+		if w.Power != guest.Held {
+			return []Operation{op}, nil
 		}
 		held, err := d.PauseGuest(ctx, by, w.Name)
-		return []Operation{op, held}[:1+btoi(err == nil)], err
+		if err != nil {
+			return []Operation{op}, err
+		}
+		return []Operation{op, held}, nil
 	}
 	_, err := d.planGuests(w.GuestWish)
 	if err == nil || !made(w, all) {
@@ -289,13 +295,6 @@ func (d *Door) planNewGuest(by string, w GuestItem, all []Item, s step) (step, e
 	spec := freshSpec(w.GuestWish)
 	w.Patch.apply(&spec)
 	return s, checkSpec(spec, d.Host)
-}
-
-func btoi(b bool) int {
-	if b {
-		return 1
-	}
-	return 0
 }
 
 // made reports whether a file makes something that w needs.
@@ -421,6 +420,13 @@ func (d *Door) setPower(ctx context.Context, by, name string, p guest.Power) (Op
 	case guest.Off:
 		return d.StopGuest(ctx, by, name, false, nil)
 	case guest.Held:
+		r, err := d.Tables.Guests.Get(name)
+		if err == nil && !running(&r) { // it boots first, and halts as soon as it runs
+			_, err = d.StartGuest(ctx, by, name)
+		}
+		if err != nil {
+			return Operation{}, err
+		}
 		return d.PauseGuest(ctx, by, name)
 	}
 	return d.StartGuest(ctx, by, name)
