@@ -44,13 +44,10 @@ func (e *etcd) commit(ctx context.Context, checks []check, ops []op) (Rev, []fai
 	for _, c := range checks {
 		key := e.prefix + c.key
 		other = append(other, clientv3.OpGet(key, clientv3.WithKeysOnly()))
-		if c.atMost == absent {
-			when = append(when, clientv3.Compare(clientv3.ModRevision(key), "=", 0))
-			continue
-		}
-		when = append(when, clientv3.Compare(clientv3.ModRevision(key), ">", 0))
-		if c.atMost != anyRev {
-			when = append(when, clientv3.Compare(clientv3.ModRevision(key), "<", int64(c.atMost)+1))
+		if c.rev == anyRev {
+			when = append(when, clientv3.Compare(clientv3.ModRevision(key), ">", 0))
+		} else {
+			when = append(when, clientv3.Compare(clientv3.ModRevision(key), "=", int64(c.rev)))
 		}
 	}
 	for _, o := range ops {

@@ -40,23 +40,23 @@ type op struct {
 	delete bool
 }
 
-// check holds when key exists and was last changed at atMost or before; with
-// absent it holds when there is no such key.
+// check holds when key was last changed at rev exactly; see also absent and
+// anyRev.
 type check struct {
-	key    string
-	atMost Rev
+	key string
+	rev Rev
 }
 
 const (
 	absent Rev = 0             // the key must not exist
-	anyRev Rev = math.MaxInt64 // the key must exist, however new
+	anyRev Rev = math.MaxInt64 // the key must exist, whatever its revision
 )
 
 func (c check) holds(found Rev) bool {
-	if c.atMost == absent {
-		return found == 0
+	if c.rev == anyRev {
+		return found > 0
 	}
-	return found > 0 && found <= c.atMost
+	return found == c.rev
 }
 
 // failure is a check that did not hold; found is the key's revision, 0 when it

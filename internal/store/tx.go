@@ -38,8 +38,8 @@ func (t *Tx) fail(err error) {
 	}
 }
 
-func (t *Tx) check(key string, atMost Rev) {
-	t.checks = append(t.checks, check{key: key, atMost: atMost})
+func (t *Tx) check(key string, rev Rev) {
+	t.checks = append(t.checks, check{key: key, rev: rev})
 }
 
 func (t *Tx) do(o op) {
@@ -130,8 +130,8 @@ func (t *Tx) admit() error {
 		return closedError()
 	default:
 	}
-	// A check of "unchanged" is two conditions for etcd.
-	if n := max(2*len(t.checks), len(t.ops)); n > t.s.maxOps {
+	// The server counts the two each on its own.
+	if n := max(len(t.checks), len(t.ops)); n > t.s.maxOps {
 		return &errs.Error{
 			Op: "store.tx", Kind: errs.Invalid,
 			Msg:  fmt.Sprintf("%d changes and conditions are too many for one transaction, the limit is %d", n, t.s.maxOps),
@@ -162,7 +162,7 @@ func (s *Store) refused(ctx context.Context, failed []failure) error {
 		switch {
 		case which == partName:
 			return existsError(kind, rest)
-		case f.atMost == absent && which == partSpec:
+		case f.rev == absent && which == partSpec:
 			worst = existsError(kind, s.nameOf(kind, rest))
 		case worst == nil:
 			worst = conflictError(kind, s.nameOf(kind, rest))

@@ -113,7 +113,7 @@ func (t *Table[S, T]) UpdateIn(tx *Tx, r Record[S, T]) Record[S, T] {
 	}
 	key := joinKey(t.kind, partSpec, r.ID)
 	value, err := encodeSpec(now(), r.Meta, r.Spec)
-	tx.check(key, r.Rev)
+	tx.check(key, stored.specRev)
 	tx.put(key, value, err)
 	if r.Name != stored.Name {
 		tx.release(t.kind, stored.Name)
@@ -157,16 +157,19 @@ func (t *Table[S, T]) SetStatus(ctx context.Context, id string, change func(*T) 
 // that tx makes. The commit fails with Conflict if the status was changed since
 // r.Rev, or if the record is gone.
 func (t *Table[S, T]) SetStatusIn(tx *Tx, r Record[S, T]) {
+	read := absent
 	if !tx.created[r.ID] {
+		stored, err := t.row(r.ID)
+		if err != nil || stored.statusRev > r.Rev {
+			tx.fail(conflictError(t.kind, r.Name))
+			return
+		}
 		tx.check(joinKey(t.kind, partSpec, r.ID), anyRev)
-	}
-	atMost := absent
-	if stored, err := t.row(r.ID); err == nil && stored.statusRev > 0 {
-		atMost = r.Rev
+		read = stored.statusRev
 	}
 	key := joinKey(t.kind, partStatus, r.ID)
 	value, err := encodeStatus(now(), r.Status)
-	tx.check(key, atMost)
+	tx.check(key, read)
 	tx.put(key, value, err)
 }
 
@@ -196,7 +199,7 @@ func (t *Table[S, T]) DeleteIn(tx *Tx, r Record[S, T]) {
 		return
 	}
 	key := joinKey(t.kind, partSpec, r.ID)
-	tx.check(key, r.Rev)
+	tx.check(key, stored.specRev)
 	tx.do(op{key: key, delete: true})
 	tx.do(op{key: joinKey(t.kind, partStatus, r.ID), delete: true})
 	tx.release(t.kind, stored.Name)
