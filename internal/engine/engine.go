@@ -46,7 +46,8 @@ type Parts struct {
 type Root struct {
 	Lower    string // where the image's tree is mounted on the host, read-only
 	Writable string // the volume's directory; its "upper" and "work" are the guest's layer
-	Quota    uint64 // bytes, or 0; where the pool enforces it the tree's statfs shows it
+	Quota    uint64 // bytes, or 0
+	Disk     string // "major:minor" of the disk that Writable lies on, or ""
 }
 
 // NIC is one network card as the network's driver made it ready.

@@ -152,6 +152,7 @@ type Status struct {
 	Exit       *Exit          `json:"exit,omitempty"`    // of the last run, once it ended by itself
 	Restarts   int            `json:"restarts,omitempty"`
 	NotBefore  *time.Time     `json:"not_before,omitempty"` // the restart policy waits until then
+	Lost       bool           `json:"lost,omitempty"`       // the last run ended with the host that ran it
 	HostBoot   string         `json:"host_boot,omitempty"`  // the host's boot id when the present or last run started
 }
 
@@ -163,6 +164,9 @@ type Guest struct {
 	Status Status `json:"status"`
 }
 
+// Key addresses the guest.
+func (g Guest) Key() model.Key { return model.Key{Kind: Kind, Name: g.Name} }
+
 // Seen is what the host can see of a guest right now.
 type Seen struct {
 	Attached bool // its disks and NICs are attached
@@ -170,6 +174,6 @@ type Seen struct {
 	Frozen   bool // ... which is paused
 	Exited   bool // the last run ended by itself and no wish was raised since
 	Failed   bool // ... badly
-	Cooling  bool // ... and the restart policy still waits
+	Cooling  bool // it may not start again yet: the restart policy waits, or autostart has an order
 	Lost     bool // the last run ended with the host that ran it
 }

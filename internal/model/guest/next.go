@@ -48,7 +48,7 @@ func (s Seen) Phase(placed bool) Phase {
 // it rests in, or Rest. It is a pure function: that it converges is proved by
 // visiting every state.
 func Next(g Guest, at Phase, last Seen) Step {
-	want := g.goal(at, last)
+	want := g.goal(last)
 	up := want == Running || want == Paused
 	switch at {
 	case Running, Paused:
@@ -67,11 +67,8 @@ func Next(g Guest, at Phase, last Seen) Step {
 			return Destroy // the host's last step: after it nothing of the guest is left there
 		}
 	case Unplaced:
-		switch want {
-		case Gone:
+		if want == Gone {
 			return Forget
-		case Unplaced:
-			return Rest
 		}
 		return Place
 	}
@@ -92,12 +89,8 @@ func (g Guest) nextUp(at, want Phase) Step {
 }
 
 // goal turns the owner's wish into a phase. A guest that is off holds its place
-// and nothing else.
-func (g Guest) goal(at Phase, last Seen) Phase {
-	off := Placed
-	if at == Unplaced {
-		off = Unplaced
-	}
+// and its data, and nothing else.
+func (g Guest) goal(last Seen) Phase {
 	ended := !g.rebootWanted() && (last.Exited && !g.restarts(last) || last.Lost && !g.returns())
 	switch {
 	case g.Deleting != nil:
@@ -105,7 +98,7 @@ func (g Guest) goal(at Phase, last Seen) Phase {
 	case g.Spec.Ephemeral && g.Status.Boots > 0 && (ended || g.Spec.Power == Off):
 		return Gone
 	case g.Spec.Power == Off, ended:
-		return off
+		return Placed
 	case g.Spec.Power == Held:
 		return Paused
 	}
@@ -121,3 +114,6 @@ func (g Guest) returns() bool { return g.Spec.Autostart.Enabled || g.Spec.Restar
 func (g Guest) restarts(last Seen) bool {
 	return g.Spec.Restart == Always || g.Spec.Restart == OnFailure && last.Failed
 }
+
+// Restarts reports whether the restart policy brings the guest back after e.
+func (g Guest) Restarts(e Exit) bool { return g.restarts(Seen{Exited: true, Failed: e.Code != 0}) }

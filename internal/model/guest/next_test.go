@@ -35,7 +35,7 @@ func apply(s Step, placed bool, w Seen) (bool, bool, Seen) {
 
 func possible(w Seen) bool {
 	switch {
-	case w.Frozen && !w.Alive, w.Failed && !w.Exited, w.Exited && w.Alive, w.Cooling && !w.Exited:
+	case w.Frozen && !w.Alive, w.Failed && !w.Exited, w.Exited && w.Alive, w.Cooling && w.Alive:
 		return false
 	case w.Lost && (w.Alive || w.Exited):
 		return false
@@ -81,7 +81,7 @@ func TestConverges(t *testing.T) {
 			at := w.Phase(placed)
 			s := Next(g, at, w)
 			if s == Rest {
-				if want := g.goal(at, w); at != want && !w.Cooling {
+				if want := g.goal(w); at != want && !w.Cooling {
 					t.Fatalf("%+v %+v: rests in %s, wanted %s", g, w, at, want)
 				}
 				return

@@ -4,6 +4,7 @@ package network
 
 import (
 	"net/netip"
+	"strings"
 
 	"lodge/internal/model"
 )
@@ -35,6 +36,13 @@ type Status struct {
 // LeaseSpec says who holds an address.
 type LeaseSpec struct {
 	Guest string `json:"guest"` // id of the guest
+}
+
+// LeaseName returns the name of the record that holds address on network. The
+// address may be written with its prefix length.
+func LeaseName(network, address string) string {
+	address, _, _ = strings.Cut(address, "/")
+	return network + "/" + address
 }
 
 // Gateway returns the address of the host on p: the first usable one.

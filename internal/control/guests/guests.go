@@ -1,0 +1,258 @@
+// Package guests brings the guests of this host to what their specs ask for.
+//
+// Steps Place and Forget, and all that is written to holders, are package
+// placements'; all other steps are this one's.
+package guests
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"lodge/internal/base/cgroup"
+	"lodge/internal/base/errs"
+	"lodge/internal/control"
+	"lodge/internal/engine"
+	"lodge/internal/fabric"
+	"lodge/internal/keeper"
+	"lodge/internal/model"
+	"lodge/internal/model/guest"
+	"lodge/internal/model/network"
+	"lodge/internal/reconcile"
+	"lodge/internal/storage"
+	"lodge/internal/store"
+	"lodge/internal/store/tables"
+)
+
+// Mounts gives access to the content of images.
+type Mounts interface {
+	Mount(ctx context.Context, digest string) (path string, err error)
+}
+
+// Options is what a Reconciler works with; every field but Tell is needed.
+type Options struct {
+	Tables   *tables.Tables
+	Host     string // this host's name
+	HostBoot string // id of the host's present boot
+	Dir      string // each guest gets a directory below it, for its console's log
+	Keepers  keeper.Keepers
+	Engines  map[guest.Model]engine.Engine
+	Pools    *control.Handles[storage.Pool]
+	Networks *control.Handles[fabric.Fabric]
+	Cgroups  *cgroup.Tree
+	Images   Mounts
+	Now      func() time.Time
+	Tell     func(id string, s guest.Step) // progress; may be nil
+}
+
+// Reconciler implements reconcile.Reconciler for guests.
+type Reconciler struct {
+	Options
+
+	mu       sync.Mutex
+	attached map[string]*engine.Parts // nil: an earlier daemon attached it
+	stops    map[string]time.Time     // clean stops under way: when patience ends
+	down     bool                     // the host is going down: everything stops, no spec changes
+}
+
+// New returns a reconciler that knows what an earlier daemon left attached.
+func New(o Options) (*Reconciler, error) {
+	r := &Reconciler{Options: o, attached: map[string]*engine.Parts{}, stops: map[string]time.Time{}}
+	groups, err := o.Cgroups.List()
+	if err != nil {
+		return nil, err
+	}
+	for _, id := range groups {
+		r.attached[id] = nil
+	}
+	return r, nil
+}
+
+// Name returns the reconciler's name in the graph and the log.
+func (*Reconciler) Name() string { return "guests" }
+
+// Reads says what wakes it: a guest, its holder, and a pool or network that a
+// guest waits for.
+func (r *Reconciler) Reads() []reconcile.Read {
+	return []reconcile.Read{
+		{Kind: guest.Kind},
+		{Kind: guest.HolderKind},
+		{Kind: "pool", Wake: r.waiting},
+		{Kind: network.Kind, Wake: r.waiting},
+	}
+}
+
+// waiting returns the guests that something held up: they look again whenever a
+// pool or network changes.
+func (r *Reconciler) waiting(string) (ids []string) {
+	for _, g := range r.Tables.Guests.List() {
+		if g.Status.Problem != nil {
+			ids = append(ids, g.ID)
+		}
+	}
+	return ids
+}
+
+// Writes says whose status it alone writes.
+func (*Reconciler) Writes() []model.Kind { return []model.Kind{guest.Kind} }
+
+// record returns the guest with id if this host holds it.
+func (r *Reconciler) record(id string) (guest.Guest, bool) {
+	rec, err := r.Tables.Guests.ByID(id)
+	if err != nil {
+		return guest.Guest{}, false
+	}
+	holder, err := r.Tables.Holders.ByID(id)
+	if err != nil || holder.Spec.Host != r.Host {
+		return guest.Guest{}, false
+	}
+	return guest.Guest{Meta: rec.Meta, Spec: rec.Spec, Holder: holder.Spec, Status: rec.Status}, true
+}
+
+// mostSteps bounds how many steps one pass takes before others get their turn;
+// the longest way through the lifecycle is shorter.
+const mostSteps = 10
+
+// Reconcile looks, decides, and takes one step, until there is none to take or
+// one has to be waited for. Every step is decided by a new look.
+func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string) (time.Duration, error) {
+	for range mostSteps {
+		g, ok := r.record(id)
+		if !ok {
+			return 0, nil // another host's, the placements reconciler's, or no more
+		}
+		seen, err := r.look(ctx, &g)
+		if err != nil {
+			return 0, r.trouble(ctx, g, g.Status.Phase, err)
+		}
+		if r.goingDown() {
+			g.Spec.Power = guest.Off
+		}
+		at := seen.Phase(g.Status.Phase != guest.Gone)
+		step := guest.Next(g, at, seen)
+		log.Debug("looked", "guest", g.Name, "at", at, "step", step)
+		switch step {
+		case guest.Place, guest.Forget:
+			return 0, nil
+		case guest.Rest:
+			return r.rest(ctx, g, at)
+		}
+		if r.Tell != nil {
+			r.Tell(id, step)
+		}
+		wait, err := r.take(ctx, g, step)
+		if err != nil {
+			return 0, r.trouble(ctx, g, at, err)
+		}
+		if wait > 0 {
+			return wait, nil
+		}
+	}
+	return time.Millisecond, nil
+}
+
+// look finds out what is the case now. An end that nobody has recorded yet is
+// recorded first, so that what follows sees it.
+func (r *Reconciler) look(ctx context.Context, g *guest.Guest) (guest.Seen, error) {
+	var seen guest.Seen
+	r.mu.Lock()
+	_, seen.Attached = r.attached[g.ID]
+	r.mu.Unlock()
+	held, err := r.Keepers.Find(g.ID)
+	switch {
+	case errs.Is(err, errs.NotFound):
+		if err := r.missed(ctx, g); err != nil {
+			return seen, err
+		}
+	case err != nil:
+		return seen, err
+	case held.State().Exit != nil:
+		if err := r.ended(ctx, g, *held.State().Exit); err != nil {
+			return seen, err
+		}
+	default:
+		seen.Alive = true
+		m, err := r.connect(ctx, *g, held)
+		if err != nil {
+			return seen, err
+		}
+		defer m.Close()
+		p, err := m.Probe(ctx)
+		if err != nil {
+			return seen, err
+		}
+		seen.Frozen = p.Paused
+		return seen, nil
+	}
+	s := g.Status
+	seen.Exited = s.Exit != nil
+	seen.Failed = s.Exit != nil && s.Exit.Code != 0
+	seen.Cooling = s.NotBefore != nil && r.Now().Before(*s.NotBefore)
+	seen.Lost = s.Lost
+	return seen, nil
+}
+
+func wasUp(s guest.Status) bool { return s.Phase == guest.Running || s.Phase == guest.Paused }
+
+// rest reports that a guest is where it is wanted, after a running one was
+// given the limits it should have by now.
+func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase) (time.Duration, error) {
+	if g.Status.Generation != g.Generation && (at == guest.Running || at == guest.Paused) {
+		if err := r.adjust(ctx, g); err != nil {
+			return 0, r.trouble(ctx, g, at, err)
+		}
+	}
+	if r.goingDown() {
+		return 0, nil // the record keeps saying what was, so that the next start brings back what should be
+	}
+	var again time.Duration
+	if at == guest.Placed && g.Status.NotBefore != nil {
+		again = max(0, g.Status.NotBefore.Sub(r.Now()))
+	}
+	return again, r.report(ctx, g, func(s *guest.Status) {
+		s.Phase, s.Doing, s.Generation, s.Problem = at, guest.Rest, g.Generation, nil
+		if at == guest.Placed {
+			s.Pid = 0
+		}
+	})
+}
+
+func (r *Reconciler) report(ctx context.Context, g guest.Guest, change func(*guest.Status)) error {
+	_, err := r.Tables.Guests.SetStatus(ctx, g.ID, func(s *guest.Status) error { change(s); return nil })
+	if errs.Is(err, errs.NotFound) {
+		return nil
+	}
+	return err
+}
+
+// trouble writes err beside the phase and hands it on to the runner, which
+// tries again when its kind says so. A guest that can never get there as it is
+// written has thereby answered its generation.
+func (r *Reconciler) trouble(ctx context.Context, g guest.Guest, at guest.Phase, err error) error {
+	if ctx.Err() != nil {
+		return err
+	}
+	werr := r.report(ctx, g, func(s *guest.Status) {
+		s.Phase, s.Doing, s.Problem = at, guest.Rest, model.ProblemOf(err, r.Now(), s.Problem)
+		if !errs.KindOf(err).Retry() {
+			s.Generation = g.Generation
+		}
+	})
+	if werr != nil {
+		return werr
+	}
+	return err
+}
+
+// Guest returns the record of a guest that this host holds.
+func (r *Reconciler) Guest(id string) (guest.Guest, error) {
+	g, ok := r.record(id)
+	if !ok {
+		return g, errs.Missing("guest/"+id, "lodge ls")
+	}
+	return g, nil
+}
+
+var _ reconcile.Reconciler = (*Reconciler)(nil)
+var _ *store.Table[guest.Spec, guest.Status]

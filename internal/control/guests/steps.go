@@ -1,0 +1,210 @@
+package guests
+
+import (
+	"context"
+	"time"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/engine"
+	"lodge/internal/keeper"
+	"lodge/internal/model/guest"
+)
+
+// take does one step and returns how long to wait before looking again; 0 is at
+// once.
+func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (time.Duration, error) {
+	switch s {
+	case guest.Prepare:
+		_, err := r.attach(ctx, g)
+		return 0, err
+	case guest.Start:
+		return 0, r.start(ctx, g)
+	case guest.Freeze, guest.Thaw:
+		return 0, r.freeze(ctx, g, s == guest.Freeze)
+	case guest.Stop:
+		return r.stop(ctx, g)
+	case guest.Release:
+		return 0, r.detach(ctx, g)
+	case guest.Destroy:
+		return 0, r.destroy(ctx, g)
+	}
+	return 0, &errs.Error{Op: "guest." + string(s), Kind: errs.Internal, Ref: g.Key().String(), Msg: "no such step"}
+}
+
+func (r *Reconciler) engine(g guest.Guest) (engine.Engine, error) {
+	e, ok := r.Engines[g.Spec.Model]
+	if !ok {
+		return nil, &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Field: "model",
+			Msg: "no engine of this host runs model " + string(g.Spec.Model), Hint: "lodge host show"}
+	}
+	return e, nil
+}
+
+// start runs the guest. One that was started by a daemon that died before it
+// could say so is found and counts as started.
+func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
+	parts, err := r.attach(ctx, g)
+	if err != nil {
+		return err
+	}
+	e, err := r.engine(g)
+	if err != nil {
+		return err
+	}
+	p, err := e.Program(g, *parts)
+	if err != nil {
+		return err
+	}
+	held, err := r.Keepers.Start(ctx, g.ID, p)
+	if errs.Is(err, errs.Exists) {
+		held, err = r.Keepers.Find(g.ID)
+	}
+	if err != nil {
+		return err
+	}
+	r.mu.Lock()
+	delete(r.stops, g.ID)
+	r.mu.Unlock()
+	now, pid := r.Now(), held.State().Pid
+	again := g.Status.NotBefore != nil && g.Spec.Boots <= g.Status.Boots
+	return r.report(ctx, g, func(s *guest.Status) {
+		s.Phase, s.Boots, s.Pid, s.Started, s.HostBoot = guest.Running, g.Spec.Boots, pid, &now, r.HostBoot
+		s.Exit, s.NotBefore, s.Problem, s.Lost = nil, nil, nil, false
+		if info, err := e.Info(ctx); err == nil {
+			s.Engine = info.Name
+		}
+		if !again {
+			s.Restarts = 0
+		}
+	})
+}
+
+func (r *Reconciler) connect(ctx context.Context, g guest.Guest, held keeper.Held) (engine.Machine, error) {
+	parts, err := r.attach(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	e, err := r.engine(g)
+	if err != nil {
+		return nil, err
+	}
+	return e.Connect(ctx, g, *parts, held)
+}
+
+// machine connects to a guest that is up, or says that it is not.
+func (r *Reconciler) machine(ctx context.Context, id string) (engine.Machine, guest.Guest, error) {
+	g, err := r.Guest(id)
+	if err != nil {
+		return nil, g, err
+	}
+	held, err := r.Keepers.Find(id)
+	if err != nil || held.State().Exit != nil {
+		return nil, g, &errs.Error{Kind: errs.Conflict, Ref: g.Key().String(), Msg: "is not running", Hint: "lodge start " + g.Name}
+	}
+	m, err := r.connect(ctx, g, held)
+	return m, g, err
+}
+
+func (r *Reconciler) freeze(ctx context.Context, g guest.Guest, freeze bool) error {
+	m, _, err := r.machine(ctx, g.ID)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	p, ok := m.(engine.Pauser)
+	if !ok {
+		return &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Msg: "its engine cannot pause"}
+	}
+	if freeze {
+		return p.Pause(ctx)
+	}
+	return p.Resume(ctx)
+}
+
+// adjust gives a running guest the limits of its spec.
+func (r *Reconciler) adjust(ctx context.Context, g guest.Guest) error {
+	m, _, err := r.machine(ctx, g.ID)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	if z, ok := m.(engine.Resizer); ok {
+		if err := z.Resize(ctx, g.Spec); err != nil {
+			return err
+		}
+	}
+	pool, err := r.Pools.Get(g.Spec.Pool)
+	if err != nil {
+		return err
+	}
+	return pool.SetQuota(ctx, g.ID, g.Spec.Disk)
+}
+
+// killAgain is how long an end that was forced may take before it is forced
+// again.
+const killAgain = 2 * time.Second
+
+// stop takes a guest down without waiting for it: the keeper's word that it
+// ended wakes the reconciler. A clean stop becomes a kill when its time is over.
+func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, error) {
+	m, _, err := r.machine(ctx, g.ID)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	now := r.Now()
+	r.mu.Lock()
+	deadline, asked := r.stops[g.ID]
+	r.mu.Unlock()
+	timeout := time.Duration(g.Spec.StopTimeout) * time.Second
+	if g.Spec.StopTimeout == 0 {
+		timeout = guest.DefaultStopTimeout * time.Second
+	}
+	if g.Spec.Force || asked && !now.Before(deadline) {
+		return killAgain, r.kill(ctx, m)
+	}
+	if asked {
+		return deadline.Sub(now), nil
+	}
+	p, err := m.Probe(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if pauser, ok := m.(engine.Pauser); ok && p.Paused {
+		if err := pauser.Resume(ctx); err != nil {
+			return 0, err
+		}
+	}
+	if err := m.Shutdown(ctx); err != nil {
+		return killAgain, r.kill(ctx, m)
+	}
+	r.mu.Lock()
+	r.stops[g.ID] = now.Add(timeout)
+	r.mu.Unlock()
+	return timeout, r.report(ctx, g, func(s *guest.Status) { s.Doing = guest.Stop })
+}
+
+// kill ends a guest. A frozen process does not die before it is thawed.
+func (r *Reconciler) kill(ctx context.Context, m engine.Machine) error {
+	if err := m.Kill(ctx); err != nil {
+		return err
+	}
+	if p, ok := m.(engine.Pauser); ok {
+		return p.Resume(ctx)
+	}
+	return nil
+}
+
+// GoDown makes every guest stop, cleanly, without a change of what is wanted of
+// it. The caller wakes the reconciler for each guest.
+func (r *Reconciler) GoDown() {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	r.down = true
+}
+
+func (r *Reconciler) goingDown() bool {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.down
+}

@@ -1,0 +1,230 @@
+// Package images makes the images that are asked for, and removes them.
+package images
+
+import (
+	"context"
+	"log/slog"
+	"sync"
+	"time"
+
+	"lodge/internal/base/errs"
+	contract "lodge/internal/images"
+	"lodge/internal/model"
+	"lodge/internal/model/image"
+	"lodge/internal/model/operation"
+	"lodge/internal/reconcile"
+	"lodge/internal/store/tables"
+)
+
+// Options is what a Reconciler works with.
+type Options struct {
+	Tables  *tables.Tables
+	Store   *contract.Store
+	Sources map[string]contract.Source
+	Now     func() time.Time
+	Tell    func(operation.Progress)
+	Wake    func(id string)     // makes the runner look again
+	Spooled func(upload string) // an import's upload is not needed any more
+	Log     *slog.Logger
+}
+
+// Reconciler implements reconcile.Reconciler for images. A build takes minutes,
+// so it runs beside the reconciler, once for each image however many ask.
+type Reconciler struct {
+	Options
+	mu     sync.Mutex
+	builds map[string]*build
+	wg     sync.WaitGroup
+}
+
+type build struct {
+	wish   int64
+	cancel context.CancelFunc
+	done   bool
+	built  contract.Built
+	err    error
+}
+
+// New returns a reconciler that builds nothing yet.
+func New(o Options) *Reconciler { return &Reconciler{Options: o, builds: map[string]*build{}} }
+
+// Name returns the reconciler's name in the graph and the log.
+func (*Reconciler) Name() string { return "images" }
+
+// Reads says what wakes it.
+func (*Reconciler) Reads() []reconcile.Read { return []reconcile.Read{{Kind: image.Kind}} }
+
+// Writes says whose status it alone writes.
+func (*Reconciler) Writes() []model.Kind { return []model.Kind{image.Kind} }
+
+// Reconcile starts what has to be built and reports what has been.
+func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string) (time.Duration, error) {
+	rec, err := r.Tables.Images.ByID(id)
+	if err != nil {
+		r.drop(id)
+		return 0, nil
+	}
+	if rec.Deleting != nil {
+		r.drop(id)
+		return 0, r.remove(ctx, rec)
+	}
+	if rec.Status.Wish >= rec.Spec.Wish && rec.Status.Digest != "" {
+		r.drop(id)
+		if rec.Status.Generation == rec.Generation {
+			return 0, nil
+		}
+		_, err := r.Tables.Images.SetStatus(ctx, id, func(s *image.Status) error {
+			s.Generation, s.Problem = rec.Generation, nil
+			return nil
+		})
+		return 0, err
+	}
+	b := r.build(rec, log)
+	if b == nil {
+		return 0, nil // under way; its end wakes us
+	}
+	return 0, r.finish(ctx, rec, b)
+}
+
+// build returns the finished build that answers rec's wish, or starts one.
+func (r *Reconciler) build(rec tables.ImageRecord, log *slog.Logger) *build {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	b := r.builds[rec.ID]
+	switch {
+	case b != nil && !b.done:
+		return nil
+	case b != nil && b.wish == rec.Spec.Wish:
+		delete(r.builds, rec.ID)
+		return b
+	}
+	ctx, cancel := context.WithCancel(context.Background())
+	b = &build{wish: rec.Spec.Wish, cancel: cancel}
+	r.builds[rec.ID] = b
+	r.wg.Add(1)
+	go func() {
+		defer r.wg.Done()
+		defer cancel()
+		built, err := r.make(ctx, rec, log)
+		r.mu.Lock()
+		b.done, b.built, b.err = true, built, err
+		r.mu.Unlock()
+		r.Wake(rec.ID)
+	}()
+	return nil
+}
+
+func (r *Reconciler) make(ctx context.Context, rec tables.ImageRecord, log *slog.Logger) (contract.Built, error) {
+	source, ok := r.Sources[rec.Spec.Source]
+	if !ok {
+		return contract.Built{}, errs.Bad("source", "there is no source "+rec.Spec.Source, "lodge image build --help lists what can be built")
+	}
+	start := r.Now()
+	log.Info("building", "image", rec.Name, "source", rec.Spec.Source)
+	built, err := r.Store.Build(ctx, source, rec.Spec, func(step string, done, total uint64, unit, note string) {
+		r.Tell(operation.Progress{
+			Subject: model.Key{Kind: image.Kind, Name: rec.Name},
+			Step:    step, Parents: []string{"building " + rec.Name}, Done: done, Total: total, Unit: unit, Note: note,
+		})
+	})
+	if err == nil {
+		log.Info("built", "image", rec.Name, "digest", built.Digest, "size", built.Size, "took", r.Now().Sub(start).Round(time.Millisecond))
+	}
+	return built, err
+}
+
+func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *build) error {
+	now := r.Now()
+	old := rec.Status.Digest
+	_, err := r.Tables.Images.SetStatus(ctx, rec.ID, func(s *image.Status) error {
+		if b.err != nil {
+			s.Problem = model.ProblemOf(b.err, now, s.Problem)
+			if !errs.KindOf(b.err).Retry() || errs.Is(b.err, errs.Internal) {
+				s.Generation = rec.Generation
+			}
+			return nil
+		}
+		*s = image.Status{Wish: b.wish, Generation: rec.Generation, Digest: b.built.Digest, Size: b.built.Size, Built: &now, Info: b.built.Info}
+		return nil
+	})
+	if err != nil {
+		return err
+	}
+	if b.err == nil && rec.Spec.Upload != "" {
+		r.Spooled(rec.Spec.Upload)
+	}
+	if b.err == nil && old != "" && old != b.built.Digest {
+		return r.sweep(ctx, old)
+	}
+	return b.err
+}
+
+func (r *Reconciler) remove(ctx context.Context, rec tables.ImageRecord) error {
+	if err := r.Tables.Images.Delete(ctx, rec.ID); err != nil {
+		return err
+	}
+	if rec.Spec.Upload != "" {
+		r.Spooled(rec.Spec.Upload)
+	}
+	if rec.Status.Digest == "" {
+		return nil
+	}
+	return r.sweep(ctx, rec.Status.Digest)
+}
+
+// sweep removes the content with digest unless an image or a guest needs it.
+func (r *Reconciler) sweep(ctx context.Context, digest string) error {
+	for _, im := range r.Tables.Images.List() {
+		if im.Status.Digest == digest {
+			return nil
+		}
+	}
+	for _, g := range r.Tables.Guests.List() {
+		if g.Spec.Digest == digest {
+			return nil
+		}
+	}
+	if err := r.Store.Unmount(ctx, digest); err != nil {
+		return err
+	}
+	return r.Store.Remove(ctx, digest)
+}
+
+// SweepAll removes all content that nothing needs: what was left when a daemon
+// died between removing a record and removing its content.
+func (r *Reconciler) SweepAll(ctx context.Context) error {
+	blobs, err := r.Store.Blobs()
+	if err != nil {
+		return err
+	}
+	for _, b := range blobs {
+		if err := r.sweep(ctx, b.Digest); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// drop forgets a build, and ends it if it still runs.
+func (r *Reconciler) drop(id string) {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if b := r.builds[id]; b != nil {
+		b.cancel()
+		if b.done {
+			delete(r.builds, id)
+		}
+	}
+}
+
+// Close ends all builds and waits until they have cleaned up.
+func (r *Reconciler) Close() {
+	r.mu.Lock()
+	for _, b := range r.builds {
+		b.cancel()
+	}
+	r.mu.Unlock()
+	r.wg.Wait()
+}
+
+var _ reconcile.Reconciler = (*Reconciler)(nil)

@@ -1,0 +1,213 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/bus"
+	"lodge/internal/base/cgroup"
+	"lodge/internal/base/errs"
+	"lodge/internal/cluster"
+	"lodge/internal/control"
+	"lodge/internal/control/forwards"
+	"lodge/internal/control/guests"
+	imagecontrol "lodge/internal/control/images"
+	"lodge/internal/control/networks"
+	"lodge/internal/control/operations"
+	"lodge/internal/control/placements"
+	"lodge/internal/control/pools"
+	"lodge/internal/fabric"
+	"lodge/internal/images"
+	"lodge/internal/keeper"
+	"lodge/internal/model"
+	"lodge/internal/model/guest"
+	"lodge/internal/model/network"
+	"lodge/internal/model/operation"
+	"lodge/internal/model/pool"
+	"lodge/internal/reconcile"
+	"lodge/internal/storage"
+	"lodge/internal/store"
+	"lodge/internal/store/tables"
+)
+
+// workers is how many records are reconciled at once. Starting a guest is
+// mostly waiting for the kernel's locks, so a few more than a small server's
+// processors help.
+const workers = 8
+
+// daemon is everything that is open while lodged runs.
+type daemon struct {
+	opt      Options
+	log      *slog.Logger
+	lock     *os.File
+	node     *cluster.Node
+	store    *store.Store
+	tables   *tables.Tables
+	keepers  *keeper.Client
+	cgroups  *cgroup.Tree
+	layout   *cgroup.Layout
+	images   *images.Store
+	drivers  drivers
+	pools    *control.Handles[storage.Pool]
+	networks *control.Handles[fabric.Fabric]
+	progress *bus.Bus[operation.Progress]
+	runner   *reconcile.Runner
+	guests   *guests.Reconciler
+	making   *imagecontrol.Reconciler
+}
+
+// open makes everything ready in order; what was opened before an error is
+// closed by close.
+func (d *daemon) open(ctx context.Context) error {
+	if err := d.opt.check(); err != nil {
+		return err
+	}
+	if err := d.openDirs(); err != nil {
+		return err
+	}
+	if err := unpack(d.opt.programs()); err != nil {
+		return err
+	}
+	if err := d.openStore(ctx); err != nil {
+		return err
+	}
+	if err := d.openHost(ctx); err != nil {
+		return err
+	}
+	d.drivers = newDrivers(d.opt, d.log, d.cgroups, names{d.tables})
+	d.pools = control.NewHandles[storage.Pool](pool.Kind)
+	d.networks = control.NewHandles[fabric.Fabric](network.Kind)
+	d.progress = bus.New[operation.Progress]()
+	return d.openReconcilers()
+}
+
+func (d *daemon) openDirs() error {
+	for _, dir := range []string{d.opt.DataDir, d.opt.RunDir, d.opt.spoolDir(), d.opt.poolDir(), d.opt.guestDir()} {
+		if err := os.MkdirAll(dir, 0o711); err != nil {
+			return fmt.Errorf("making Lodge's directories: %w", err)
+		}
+	}
+	f, err := os.OpenFile(filepath.Join(d.opt.DataDir, "lock"), os.O_CREATE|os.O_RDWR|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return err
+	}
+	if err := unix.Flock(int(f.Fd()), unix.LOCK_EX|unix.LOCK_NB); err != nil {
+		f.Close()
+		return &errs.Error{Kind: errs.Conflict, Msg: "another lodged uses " + d.opt.DataDir, Hint: "stop it first: systemctl stop lodged, or make down", Err: err}
+	}
+	d.lock = f
+	return nil
+}
+
+func (d *daemon) openStore(ctx context.Context) (err error) {
+	d.node, err = cluster.Start(ctx, cluster.Options{Dir: d.opt.storeDir(), Name: d.opt.Host, Log: d.log})
+	if err != nil {
+		return err
+	}
+	if d.store, err = d.node.Store(ctx); err != nil {
+		return err
+	}
+	d.tables = tables.Open(d.store)
+	return d.store.Err()
+}
+
+func (d *daemon) openHost(ctx context.Context) (err error) {
+	if d.layout, err = cgroup.Detect(); err != nil {
+		return err
+	}
+	if d.cgroups, err = d.layout.Open(d.opt.Group); err != nil {
+		return err
+	}
+	if d.images, err = images.OpenStore(d.opt.imageDir(), d.opt.RunDir, d.log); err != nil {
+		return err
+	}
+	d.keepers, err = keeper.Open(ctx, keeper.Options{
+		Dir: d.opt.keeperDir(), Binary: filepath.Join(d.opt.programs(), keeperProgram), Log: d.log,
+	})
+	return err
+}
+
+func (d *daemon) openReconcilers() (err error) {
+	d.runner = reconcile.New(d.log, workers)
+	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
+	if err != nil {
+		return err
+	}
+	d.guests, err = guests.New(guests.Options{
+		Tables: d.tables, Host: d.opt.Host, HostBoot: strings.TrimSpace(string(boot)), Dir: d.opt.guestDir(),
+		Keepers: d.keepers, Engines: d.drivers.engines, Pools: d.pools, Networks: d.networks,
+		Cgroups: d.cgroups, Images: d.images, Now: time.Now, Tell: d.tellStep,
+	})
+	if err != nil {
+		return err
+	}
+	d.making = imagecontrol.New(imagecontrol.Options{
+		Tables: d.tables, Store: d.images, Sources: d.drivers.sources, Now: time.Now, Log: d.log, Tell: d.progress.Publish,
+		Wake:    func(id string) { d.runner.Wake("images", id) },
+		Spooled: func(upload string) { os.Remove(filepath.Join(d.opt.spoolDir(), upload)) },
+	})
+	for _, rec := range []reconcile.Reconciler{
+		&pools.Reconciler{Tables: d.tables, Drivers: d.drivers.pools, Open: d.pools, Dir: d.opt.poolDir(), Now: time.Now},
+		&networks.Reconciler{Tables: d.tables, Drivers: d.drivers.fabrics, Open: d.networks, Now: time.Now},
+		placements.New(d.store, d.tables, d.opt.Host),
+		d.making,
+		d.guests,
+		&forwards.Reconciler{Tables: d.tables, Open: d.networks, Now: time.Now},
+		operations.New(d.tables, time.Now),
+	} {
+		if err := d.runner.Add(rec); err != nil {
+			return err
+		}
+	}
+	d.runner.Feed(d.store)
+	return nil
+}
+
+// tellStep tells the event stream which step a guest takes now.
+func (d *daemon) tellStep(id string, s guest.Step) {
+	if g, err := d.tables.Guests.ByID(id); err == nil {
+		d.progress.Publish(operation.Progress{Subject: model.Key{Kind: guest.Kind, Name: g.Name}, Step: s.Word()})
+	}
+}
+
+// watchExits wakes the reconciler of each guest whose first process ended.
+func (d *daemon) watchExits(ctx context.Context) {
+	for s := range d.keepers.Exits(ctx) {
+		d.runner.Wake("guests", s.Name)
+	}
+}
+
+// close lets go of everything in reverse order. Guests run on.
+func (d *daemon) close() error {
+	var all []error
+	if d.making != nil {
+		d.making.Close()
+	}
+	if d.networks != nil {
+		d.networks.All(func(_ string, f fabric.Fabric) { all = append(all, f.Close()) })
+	}
+	if d.pools != nil {
+		d.pools.All(func(_ string, p storage.Pool) { all = append(all, p.Close()) })
+	}
+	if d.keepers != nil {
+		all = append(all, d.keepers.Close())
+	}
+	if d.store != nil {
+		all = append(all, d.store.Close())
+	}
+	if d.node != nil {
+		all = append(all, d.node.Close())
+	}
+	if d.lock != nil {
+		all = append(all, d.lock.Close())
+	}
+	return errors.Join(all...)
+}

@@ -1,0 +1,89 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+
+	"lodge/internal/admission"
+	"lodge/internal/base/cgroup"
+	"lodge/internal/engine"
+	"lodge/internal/engine/oslevel"
+	"lodge/internal/fabric"
+	"lodge/internal/fabric/bridge"
+	"lodge/internal/images"
+	"lodge/internal/images/busybox"
+	"lodge/internal/images/debian"
+	"lodge/internal/images/tarball"
+	"lodge/internal/model/guest"
+	"lodge/internal/storage"
+	"lodge/internal/storage/btrfs"
+	"lodge/internal/storage/dir"
+)
+
+// bridgeDriver is what the default network is made with.
+const bridgeDriver = "bridge"
+
+// drivers is everything Lodge can be extended by. A new driver is its folder
+// and one line here.
+type drivers struct {
+	engines map[guest.Model]engine.Engine
+	pools   map[string]storage.Driver
+	fabrics map[string]fabric.Driver
+	sources map[string]images.Source
+}
+
+func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names) drivers {
+	d := drivers{
+		engines: map[guest.Model]engine.Engine{
+			guest.OS: oslevel.New(oslevel.Options{
+				Launch: filepath.Join(o.programs(), launchProgram), Agent: filepath.Join(o.programs(), agentProgram), Tree: tree, Log: log,
+			}),
+		},
+		pools:   map[string]storage.Driver{},
+		fabrics: map[string]fabric.Driver{},
+		sources: map[string]images.Source{},
+	}
+	for _, p := range []storage.Driver{dir.New(log), btrfs.New(log)} {
+		d.pools[p.Info().Name] = p
+	}
+	for _, f := range []fabric.Driver{bridge.New(bridge.Options{Prefix: o.Prefix, Names: names, Log: log})} {
+		d.fabrics[f.Name()] = f
+	}
+	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), tarball.New(o.spoolDir())} {
+		d.sources[s.Name()] = s
+	}
+	return d
+}
+
+// preferredPool chooses the driver of the default pool, and says why.
+func (d drivers) preferredPool(dataDir string) (driver, why string) {
+	return storage.Preferred(storage.LookAt(dataDir, d.pools["btrfs"].Info()))
+}
+
+// engineFacts is what the door needs to know of the engines.
+func (d drivers) engineFacts() (facts []admission.Engine) {
+	for model, e := range d.engines {
+		info, err := e.Info(context.Background())
+		if err != nil {
+			info.Missing = err.Error()
+		}
+		facts = append(facts, admission.Engine{Model: model, Missing: info.Missing, Hint: info.Hint, Pause: info.Can.Pause})
+	}
+	return facts
+}
+
+func (d drivers) poolFacts() (facts []admission.Driver) {
+	for name, p := range d.pools {
+		info := p.Info()
+		facts = append(facts, admission.Driver{Name: name, Missing: info.Missing, Hint: info.Hint})
+	}
+	return facts
+}
+
+func (d drivers) networkFacts() (facts []admission.Driver) {
+	for name := range d.fabrics {
+		facts = append(facts, admission.Driver{Name: name})
+	}
+	return facts
+}

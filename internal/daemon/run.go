@@ -1,0 +1,102 @@
+package daemon
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"runtime/debug"
+	"strconv"
+	"time"
+
+	sdnotify "github.com/coreos/go-systemd/v22/daemon"
+
+	"lodge/internal/base/fsx"
+	"lodge/internal/doctor"
+	"lodge/internal/model/guest"
+)
+
+// memoryGoal is what the daemon's own heap is collected down to, in bytes, when
+// it grows: well above what a thousand guests need.
+const memoryGoal = 96 << 20
+
+// Run serves until ctx ends. Guests run on.
+func Run(ctx context.Context, o Options) (err error) {
+	debug.SetGCPercent(50)
+	debug.SetMemoryLimit(memoryGoal)
+	d := &daemon{opt: o, log: o.Log}
+	defer func() { err = errors.Join(err, d.close()) }()
+	if o.Limits {
+		if err := doctor.EnsureLimits(ctx, o.DataDir); err != nil {
+			d.log.Warn("not all of the host's limits could be raised", "error", err)
+		}
+	}
+	if err := d.open(ctx); err != nil {
+		return err
+	}
+	if err := d.ensureDefaults(ctx); err != nil {
+		return err
+	}
+	if err := d.planAutostart(ctx); err != nil {
+		return err
+	}
+	if err := d.making.SweepAll(ctx); err != nil {
+		d.log.Warn("content that no image needs could not be removed", "error", err)
+	}
+	return d.serve(ctx)
+}
+
+// serve runs the reconcilers and the server until ctx or one of them ends.
+func (d *daemon) serve(ctx context.Context) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	listeners, err := d.listen()
+	if err != nil {
+		return err
+	}
+	srv, err := d.newServer()
+	if err != nil {
+		return err
+	}
+	if err := fsx.WriteFile(d.opt.pidFile(), []byte(strconv.Itoa(os.Getpid())+"\n"), 0o644); err != nil {
+		return err
+	}
+	defer os.Remove(d.opt.pidFile())
+	ended := make(chan error, 2)
+	go func() { ended <- d.runner.Run(ctx) }()
+	go func() { ended <- srv.Serve(ctx, listeners...) }()
+	go d.watchExits(ctx)
+	d.log.Info("lodged is up", "host", d.opt.Host, "socket", d.opt.Socket(), "https", d.opt.HTTPS, "cgroups", d.layout.Describe())
+	sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
+	err = <-ended
+	stopping := ctx.Err() != nil
+	sdnotify.SdNotify(false, sdnotify.SdNotifyStopping)
+	cancel()
+	if err2 := <-ended; err == nil {
+		err = err2
+	}
+	if stopping && errors.Is(err, context.Canceled) {
+		return nil
+	}
+	return err
+}
+
+// planAutostart gives the guests that went down with the host their turn to
+// come back.
+func (d *daemon) planAutostart(ctx context.Context) error {
+	var lost []guest.Guest
+	for _, rec := range d.tables.Guests.List() {
+		g := guest.Guest{Meta: rec.Meta, Spec: rec.Spec, Status: rec.Status}
+		if d.guests.WentDownWithHost(g) {
+			lost = append(lost, g)
+		}
+	}
+	now := time.Now()
+	for id, after := range guest.AutostartPlan(lost) {
+		at := now.Add(after)
+		if _, err := d.tables.Guests.SetStatus(ctx, id, func(s *guest.Status) error { s.NotBefore = &at; return nil }); err != nil {
+			return fmt.Errorf("planning which guests come back with the host: %w", err)
+		}
+	}
+	return nil
+}

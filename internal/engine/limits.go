@@ -1,0 +1,27 @@
+package engine
+
+import (
+	"path/filepath"
+
+	"lodge/internal/base/cgroup"
+	"lodge/internal/model/guest"
+)
+
+// Limits returns what a guest of spec may use, as its control group takes it.
+// disk is the "major:minor" that its writable layer lies on; without one its IO
+// cannot be limited.
+func Limits(spec guest.Spec, disk string) cgroup.Limits {
+	processes := spec.Processes
+	if processes == 0 {
+		processes = guest.DefaultProcesses
+	}
+	return cgroup.Limits{
+		CPUs: spec.CPUs, CPUWeight: spec.CPUWeight,
+		Memory: spec.Memory, Swap: spec.Swap, Processes: processes, Device: disk,
+		IO: cgroup.IO{ReadBPS: spec.IO.ReadBPS, WriteBPS: spec.IO.WriteBPS, ReadIOPS: spec.IO.ReadIOPS, WriteIOPS: spec.IO.WriteIOPS},
+	}
+}
+
+// ConsoleLog returns where the console of the guest whose directory is dir is
+// kept, for the engine that names it to the keeper and for whoever reads it.
+func ConsoleLog(dir string) string { return filepath.Join(dir, "console.log") }

@@ -1,0 +1,44 @@
+#!/usr/bin/env bash
+# deps.sh build|run|test|bench: install the Debian packages that the purpose
+# needs and this machine lacks, and say so. Does nothing, silently and fast,
+# when all are there.
+set -euo pipefail
+
+# What is needed, as "program-or-file:package".
+build="gcc:gcc /usr/include/linux/mount.h:linux-libc-dev /usr/include/stdio.h:libc6-dev"
+run="mmdebstrap:mmdebstrap mkfs.erofs:erofs-utils mkfs.btrfs:btrfs-progs nft:nftables ip:iproute2 busybox:busybox-static
+ /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring"
+test="$run curl:curl jq:jq tmux:tmux"
+bench="$test crun:crun runc:runc lxc-start:lxc lxd:lxd dnsmasq:dnsmasq-base perf:linux-perf"
+
+purpose=${1:?build, run, test or bench}
+missing=()
+for need in ${!purpose}; do
+	what=${need%:*} package=${need##*:}
+	case $what in
+	/*) [ -e "$what" ] || missing+=("$package") ;;
+	*) command -v "$what" >/dev/null || [ -x "/usr/sbin/$what" ] || missing+=("$package") ;;
+	esac
+done
+
+if ! command -v go >/dev/null && [ -x /usr/local/go/bin/go ]; then
+	echo "deps: add /usr/local/go/bin to PATH" >&2
+	exit 1
+elif ! command -v go >/dev/null; then
+	missing+=(golang-go)
+fi
+[ ${#missing[@]} -eq 0 ] && exit 0
+
+if [ "$(id -u)" != 0 ]; then
+	echo "deps: these packages are missing: ${missing[*]}" >&2
+	echo "deps: install them as root: apt-get install ${missing[*]}" >&2
+	exit 1
+fi
+echo "installing ${missing[*]}"
+log=$(mktemp)
+trap 'rm -f "$log"' EXIT
+export DEBIAN_FRONTEND=noninteractive
+if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+	tail -20 "$log" >&2
+	exit 1
+fi
