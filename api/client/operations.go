@@ -78,13 +78,13 @@ func (c *Client) Operations(ctx context.Context, all bool) ([]api.Operation, err
 // not an error of this call: see OperationError.
 func (c *Client) Operation(ctx context.Context, id string, wait time.Duration) (api.Operation, error) {
 	op, err := c.operate(ctx, call{method: http.MethodGet, path: route("operations", id)}, wait)
-	if err == nil || op.State != "" {
-		return op, nil // the answer came, and it is the answer
+	if err != nil && wait > 0 && op.ID != "" {
+		op, err = c.operate(ctx, call{method: http.MethodGet, path: route("operations", id)}, 0)
 	}
-	if op.ID == "" {
-		return op, err
+	if op.State != "" {
+		return op, nil // the receipt came, whatever it says
 	}
-	return c.Operation(ctx, id, 0)
+	return op, err
 }
 
 // CancelOperation asks that an operation be given up.

@@ -133,7 +133,6 @@ func (s *Session) Output(ctx context.Context, stdout, stderr io.Writer) (int, er
 				return 0, c.Error
 			}
 			if c.Exit != nil {
-				s.conn.Close(websocket.StatusNormalClosure, "")
 				return *c.Exit, nil
 			}
 		}

@@ -1,0 +1,173 @@
+package guest
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/api/client"
+	"lodge/internal/cli"
+)
+
+type launchOptions struct {
+	*cli.Factory
+	specFlags
+	wait   cli.Waiting
+	output cli.Output
+	pull   cli.OneOf
+	ask    api.GuestCreate
+}
+
+func newLaunch(f *cli.Factory) *cobra.Command {
+	o := &launchOptions{Factory: f}
+	cmd := o.command("launch IMAGE NAME [-- COMMAND…]", "Make a guest and start it")
+	cmd.Long = `Make a guest of an image and start it.
+
+What is left out gets its default: model os, 1 processor, 512MiB of memory, a
+10GiB disk, the network and the pool called default. An image that is missing but
+can be built (debian/…, busybox) is built first. A command after -- runs as the
+guest's first process instead of the image's init.`
+	cmd.Example = `  lodge launch debian/12 web1
+  lodge launch debian/12 web1 --cpus 2 --memory 1GiB --publish 8080:80
+  lodge launch busybox job --ephemeral -- /bin/sh -c 'echo hello'
+  lodge launch busybox g --count 100`
+	o.ask.Start = true
+	return cmd
+}
+
+func newCreate(f *cli.Factory) *cobra.Command {
+	o := &launchOptions{Factory: f}
+	cmd := o.command("create IMAGE NAME [-- COMMAND…]", "Make a guest and leave it off")
+	cmd.Long = "Make a guest of an image without starting it. All is as with lodge launch."
+	cmd.Example = `  lodge create debian/12 db1 --memory 2GiB --disk 50GiB
+  lodge start db1`
+	return cmd
+}
+
+func (o *launchOptions) command(use, short string) *cobra.Command {
+	cmd := &cobra.Command{
+		Use: use, Short: short,
+		ValidArgsFunction: o.Complete(1, cli.ImageNames),
+		Args:              launchArgs,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			spec, err := o.spec(cmd)
+			if err != nil {
+				return err
+			}
+			spec.Image, spec.Name, spec.Command = args[0], args[1], args[2:]
+			o.ask.GuestSpec, o.ask.Count = spec, o.count
+			return o.run(cmd.Context())
+		},
+	}
+	o.flags(cmd, o.Factory)
+	o.wait.Flags(cmd)
+	o.output.Flags(cmd)
+	o.pull = pullFlag()
+	o.pull.Var(cmd, "pull", "", "build an image that is missing, or never")
+	return cmd
+}
+
+func pullFlag() cli.OneOf { return cli.OneOf{Value: "missing", Words: []string{"missing", "never"}} }
+
+// launchArgs wants an image, a name, and a command only after "--".
+func launchArgs(cmd *cobra.Command, args []string) error {
+	before := args
+	if dash := cmd.ArgsLenAtDash(); dash >= 0 {
+		before = args[:dash]
+	}
+	if len(before) > 2 {
+		return cli.Usagef(cmd, "%q is one argument too many; a command is written after --", before[2])
+	}
+	return cli.Named("IMAGE", "NAME")(cmd, before)
+}
+
+func (o *launchOptions) run(ctx context.Context) error {
+	if _, err := launch(ctx, o.Factory, &o.wait, o.ask, o.pull.Value != "never"); err != nil || o.wait.No() {
+		return err
+	}
+	c, err := o.Client()
+	if err != nil {
+		return err
+	}
+	if o.ask.Count > 0 || o.ask.Ephemeral {
+		o.Streams.Notef("%s", summary(o.ask))
+		return nil
+	}
+	if o.output.Table() && !o.Streams.ErrTTY {
+		return nil
+	}
+	g, err := c.Guest(ctx, o.ask.Name)
+	if err != nil {
+		return err
+	}
+	if o.output.Table() {
+		o.Streams.Notef("%s %s", summary(o.ask), strings.Join(g.Addresses, " "))
+		return nil
+	}
+	return o.Print(&o.output, g, nil)
+}
+
+func summary(g api.GuestCreate) string {
+	state := "is made"
+	if g.Start {
+		state = "runs"
+	}
+	if g.Count > 0 {
+		state = strings.Replace(state, "is", "are", 1)
+		return g.Name + "-1 and on: " + state
+	}
+	return g.Name + " " + state
+}
+
+// launch makes the guests, building the image first where it is missing and may
+// be built.
+func launch(ctx context.Context, f *cli.Factory, w *cli.Waiting, ask api.GuestCreate, build bool) (api.Operation, error) {
+	create := func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
+		return c.CreateGuest(ctx, ask, wait)
+	}
+	op, err := f.Do(ctx, w, create)
+	if err == nil || !build || !buildable(ask.Image) || !imageMissing(ctx, f, ask.Image, err) {
+		return op, err
+	}
+	f.Streams.Notef("the image %s is missing and is built first", ask.Image)
+	if _, err := f.Do(ctx, &cli.Waiting{}, func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
+		return c.BuildImage(ctx, buildOf(ask.Image), wait)
+	}); err != nil {
+		return op, err
+	}
+	return f.Do(ctx, w, create)
+}
+
+// buildable reports whether lodged knows how to make the image.
+func buildable(image string) bool {
+	return image == "busybox" || strings.HasPrefix(image, "debian/")
+}
+
+// buildOf is the request that makes the image called so.
+func buildOf(image string) api.ImageBuild {
+	if name, ok := strings.CutSuffix(image, "-minimal"); ok {
+		return api.ImageBuild{Name: name, Variant: "minimal"}
+	}
+	return api.ImageBuild{Name: image}
+}
+
+// imageMissing reports whether a request failed because there is no such image.
+func imageMissing(ctx context.Context, f *cli.Factory, image string, err error) bool {
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok || e.Kind != api.KindNotFound && e.Kind != api.KindInvalid {
+		return false
+	}
+	if e.Field != "image" && !strings.HasPrefix(e.Ref, "image/") {
+		return false
+	}
+	c, err := f.Client()
+	if err != nil {
+		return false
+	}
+	_, err = c.Image(ctx, image)
+	return isKind(err, api.KindNotFound)
+}

@@ -1,0 +1,110 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/api/client"
+	"lodge/internal/cli"
+)
+
+type setOptions struct {
+	*cli.Factory
+	specFlags
+	wait  cli.Waiting
+	patch api.GuestPatch
+}
+
+func newSet(f *cli.Factory) *cobra.Command {
+	o := &setOptions{Factory: f}
+	cmd := &cobra.Command{
+		Use: "set GUEST…", Short: "Change guests",
+		Long: `Change what is given and leave the rest. Processors, weight, memory, swap, disk
+and processes change at once in a running guest; the rest with its next start.
+--env, --label and --publish replace all of theirs; given once and empty
+(--publish "") they take all away.`,
+		Example: `  lodge set web1 --memory 1GiB --cpus 2
+  lodge set web1 --publish 8080:80 --publish 8443:443
+  lodge set db1 --autostart --autostart-order 1`,
+		ValidArgsFunction: completeGuests(f),
+		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if cmd.Flags().NFlag() == 0 {
+				return cli.Usagef(cmd, "nothing to change was given")
+			}
+			if err := o.read(cmd); err != nil {
+				return err
+			}
+			return o.Each(cmd.Context(), &o.wait, args, func(ctx context.Context, c *client.Client, name string, wait time.Duration) (api.Operation, error) {
+				return c.PatchGuest(ctx, name, o.patch, wait)
+			})
+		},
+	}
+	o.limits(cmd)
+	o.autostartFlags(cmd)
+	fl := cmd.Flags()
+	fl.StringSliceVarP(&o.publish, "publish", "p", nil, "port forwards [ADDRESS:]HOSTPORT:GUESTPORT[/udp]")
+	fl.StringArrayVarP(&o.env, "env", "e", nil, "environment variable KEY=VALUE, or KEY to pass ours on")
+	fl.StringSliceVarP(&o.labels, "label", "l", nil, "label KEY=VALUE")
+	fl.StringVar(&o.userData, "cloud-init", "", "file of cloud-init user-data")
+	o.restart.Words = []string{"never", "on-failure", "always"}
+	o.restart.Var(cmd, "restart", "", "what to do when it ends by itself")
+	fl.Var(&o.timeout, "stop-timeout", "how long a clean stop may take")
+	o.wait.Flags(cmd)
+	return cmd
+}
+
+// read makes the patch of the flags that were given.
+func (o *setOptions) read(cmd *cobra.Command) error {
+	o.patch = api.GuestPatch{
+		CPUs: given(cmd, "cpus", o.cpus), CPUWeight: given(cmd, "cpu-weight", o.weight),
+		MemoryBytes: o.memory.Value, SwapBytes: o.swap.Value, DiskBytes: o.disk.Value,
+		Processes: given(cmd, "processes", o.processes), StopTimeout: o.timeout.Value,
+		Restart: given(cmd, "restart", o.restart.Value), Autostart: o.autostartSpec(cmd),
+		Publish: given(cmd, "publish", filled(o.publish)),
+	}
+	env, err := pairs(cmd, "env", filled(o.env), os.LookupEnv)
+	if err != nil {
+		return err
+	}
+	labels, err := pairs(cmd, "label", filled(o.labels), nil)
+	if err != nil {
+		return err
+	}
+	o.patch.Env, o.patch.Labels = given(cmd, "env", full(env)), given(cmd, "label", full(labels))
+	if o.userData != "" {
+		b, err := os.ReadFile(o.userData)
+		if err != nil {
+			return fmt.Errorf("--cloud-init: %w", err)
+		}
+		o.patch.UserData = given(cmd, "cloud-init", string(b))
+	} else {
+		o.patch.UserData = given(cmd, "cloud-init", "")
+	}
+	return nil
+}
+
+// filled leaves out empty values, so that one alone empties a list.
+func filled(list []string) []string {
+	left := []string{}
+	for _, s := range list {
+		if s != "" {
+			left = append(left, s)
+		}
+	}
+	return left
+}
+
+// full makes an empty map of none: an empty one takes all away, none is no
+// change.
+func full(m map[string]string) map[string]string {
+	if m == nil {
+		return map[string]string{}
+	}
+	return m
+}

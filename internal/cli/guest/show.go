@@ -1,0 +1,144 @@
+package guest
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/internal/cli"
+)
+
+func newShow(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "show GUEST…", Short: "Show all about guests", Aliases: []string{"inspect"},
+		Example:           "  lodge show web1\n  lodge show web1 -o yaml",
+		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: completeGuests(f),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return show(cmd.Context(), f, &output, args)
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+// show prints one guest as an object, several as an array.
+func show(ctx context.Context, f *cli.Factory, output *cli.Output, names []string) error {
+	c, err := f.Client()
+	if err != nil {
+		return err
+	}
+	var list []api.Guest
+	for _, n := range names {
+		g, err := c.Guest(ctx, n)
+		if err != nil {
+			return err
+		}
+		list = append(list, g)
+	}
+	if !output.Table() {
+		if len(list) == 1 {
+			return f.Print(output, list[0], nil)
+		}
+		return f.Print(output, list, nil)
+	}
+	for i, g := range list {
+		if i > 0 {
+			fmt.Fprintln(f.Streams.Out)
+		}
+		if err := details(g, time.Now()).Write(f.Streams.Out); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// details is everything about a guest, one thing a line; what is not set is
+// left out.
+func details(g api.Guest, now time.Time) *cli.Table {
+	t := &cli.Table{}
+	add := func(name, value string) {
+		if value != "" && value != "-" {
+			t.Row(name, value)
+		}
+	}
+	add("name", g.Name)
+	add("phase", phase(g))
+	if p := g.Problem; p != nil {
+		add("problem", fmt.Sprintf("%s (%s, tried %d times)", p.Message, cli.Ago(p.Since, now), p.Attempts))
+		add("hint", p.Hint)
+	}
+	add("wanted", g.Wanted)
+	add("model", g.Model)
+	add("engine", g.Engine)
+	add("image", g.Image)
+	add("digest", g.ImageDigest)
+	add("host", g.Host)
+	for _, n := range g.NICs {
+		add("network", strings.Join(strings.Fields(strings.Join([]string{n.Name, n.Network, n.MAC, n.IPv4, n.IPv6}, " ")), " "))
+	}
+	add("publish", strings.Join(g.Publish, " "))
+	detailLimits(g, add)
+	detailRun(g, now, add)
+	for _, k := range slices.Sorted(maps.Keys(g.Labels)) {
+		add("label", k+"="+g.Labels[k])
+	}
+	for _, k := range slices.Sorted(maps.Keys(g.Env)) {
+		add("env", k+"="+g.Env[k])
+	}
+	add("created", g.Created.Local().Format(time.DateTime)+" ("+cli.Ago(g.Created, now)+")")
+	add("id", g.ID)
+	return t
+}
+
+func detailLimits(g api.Guest, add func(name, value string)) {
+	add("cpus", cpus(g.CPUs)+fmt.Sprintf(" (weight %d)", g.CPUWeight))
+	add("memory", memory(g.MemoryBytes))
+	add("swap", cli.Limit(g.SwapBytes))
+	add("disk", cli.Limit(g.DiskBytes)+" in pool "+g.Pool)
+	add("processes", fmt.Sprint(g.Processes))
+	if io := g.IO; io != (api.IO{}) {
+		add("io", fmt.Sprintf("read %s/s %d/s, write %s/s %d/s (0 is no limit)", cli.Size(io.ReadBPS), io.ReadIOPS, cli.Size(io.WriteBPS), io.WriteIOPS))
+	}
+}
+
+func detailRun(g api.Guest, now time.Time, add func(name, value string)) {
+	add("command", strings.Join(g.Command, " "))
+	add("restart", g.Restart)
+	if g.Restarts > 0 {
+		add("restarts", fmt.Sprint(g.Restarts))
+	}
+	if a := g.Autostart; a.Enabled {
+		add("autostart", fmt.Sprintf("order %d, delay %ds", a.Order, a.Delay))
+	}
+	if g.Ephemeral {
+		add("ephemeral", "removed once it has stopped")
+	}
+	if g.CloudInit {
+		add("cloud-init", "user-data given")
+	}
+	add("stop-timeout", fmt.Sprintf("%ds", g.StopTimeout))
+	if g.Started != nil {
+		add("started", cli.Ago(*g.Started, now))
+	}
+	if g.Pid > 0 {
+		add("pid", fmt.Sprint(g.Pid))
+	}
+	if x := g.Exit; x != nil {
+		how := fmt.Sprintf("status %d", x.Code)
+		if x.Signal != "" {
+			how += " by signal " + x.Signal
+		}
+		if x.OOM {
+			how += ", out of memory"
+		}
+		add("last exit", how+", "+cli.Ago(x.At, now))
+	}
+}

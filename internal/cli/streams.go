@@ -1,0 +1,124 @@
+package cli
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"os/signal"
+	"sync"
+	"syscall"
+
+	"golang.org/x/term"
+)
+
+// Streams are where a command reads and writes.
+type Streams struct {
+	In  *os.File
+	Out io.Writer
+	Err io.Writer
+
+	InTTY, OutTTY, ErrTTY bool
+}
+
+// SystemStreams are the program's own.
+func SystemStreams() *Streams {
+	return &Streams{
+		In: os.Stdin, Out: os.Stdout, Err: os.Stderr,
+		InTTY:  term.IsTerminal(int(os.Stdin.Fd())),
+		OutTTY: term.IsTerminal(int(os.Stdout.Fd())),
+		ErrTTY: term.IsTerminal(int(os.Stderr.Fd())),
+	}
+}
+
+// Size is the terminal's, or 24 by 80 without one.
+func (s *Streams) Size() (rows, cols uint16) {
+	for _, w := range []any{s.Out, s.In, s.Err} {
+		if f, ok := w.(*os.File); ok {
+			if c, r, err := term.GetSize(int(f.Fd())); err == nil && r > 0 && c > 0 {
+				return uint16(r), uint16(c)
+			}
+		}
+	}
+	return 24, 80
+}
+
+// Raw gives every key to the program instead of to the terminal, until restore
+// is called. Without a terminal it does nothing.
+func (s *Streams) Raw() (restore func(), err error) {
+	if !s.InTTY {
+		return func() {}, nil
+	}
+	old, err := term.MakeRaw(int(s.In.Fd()))
+	if err != nil {
+		return nil, fmt.Errorf("raw terminal: %w", err)
+	}
+	return func() { term.Restore(int(s.In.Fd()), old) }, nil
+}
+
+// Notef tells a person at a terminal how things go; a script is not bothered.
+func (s *Streams) Notef(format string, args ...any) {
+	if s.ErrTTY {
+		fmt.Fprintf(s.Err, format+"\n", args...)
+	}
+}
+
+// Warnf tells something that should be known, also in a script's log.
+func (s *Streams) Warnf(format string, args ...any) {
+	fmt.Fprintf(s.Err, "lodge: warning: "+format+"\n", args...)
+}
+
+// ErrInterrupted is the cause of a context that a signal ended.
+var ErrInterrupted = errors.New("interrupted")
+
+// Signals ends the context at the first INT, TERM or HUP, unless a command has
+// taken them for itself. A second one ends the program.
+type Signals struct {
+	mu    sync.Mutex
+	taker chan<- os.Signal
+}
+
+// WatchSignals starts watching. stop gives the signals their default meaning
+// back.
+func WatchSignals(ctx context.Context) (_ context.Context, s *Signals, stop func()) {
+	s = &Signals{}
+	ctx, cancel := context.WithCancelCause(ctx)
+	ch := make(chan os.Signal, 8)
+	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
+	go func() {
+		for sig := range ch {
+			if !s.hand(sig) {
+				cancel(ErrInterrupted)
+				signal.Stop(ch)
+			}
+		}
+	}()
+	return ctx, s, func() { signal.Stop(ch); cancel(nil) }
+}
+
+func (s *Signals) hand(sig os.Signal) bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	if s.taker == nil {
+		return false
+	}
+	select {
+	case s.taker <- sig:
+	default: // it is busy with those before
+	}
+	return true
+}
+
+// Take leads the signals to the caller until release is called.
+func (s *Signals) Take() (_ <-chan os.Signal, release func()) {
+	ch := make(chan os.Signal, 8)
+	s.set(ch)
+	return ch, func() { s.set(nil) }
+}
+
+func (s *Signals) set(ch chan<- os.Signal) {
+	s.mu.Lock()
+	s.taker = ch
+	s.mu.Unlock()
+}
