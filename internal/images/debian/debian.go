@@ -1,0 +1,185 @@
+// Package debian is the source of images that are built from Debian's own
+// packages, fetched from the mirror that the host itself uses.
+package debian
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/images"
+	"lodge/internal/model/image"
+)
+
+// Source makes images of Debian.
+type Source struct {
+	cache string // fetched packages, one folder per codename
+	apt   string // the host's apt configuration
+
+	mu    sync.Mutex
+	turns map[string]chan struct{} // one build of a codename at a time: apt locks its cache
+}
+
+// New returns the source; packages are kept in cacheDir, so that a second
+// build, or one after a failure, fetches only what is new.
+func New(cacheDir string) *Source {
+	return &Source{cache: cacheDir, apt: "/etc/apt", turns: map[string]chan struct{}{}}
+}
+
+// Name is "debian".
+func (*Source) Name() string { return "debian" }
+
+// codenames are the releases that are built, by number.
+func codenames() map[string]string {
+	return map[string]string{"12": "bookworm", "13": "trixie", "sid": "sid"}
+}
+
+const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
+
+// Check says Invalid for a release or variant that isn't built, and
+// Unsupported when the host lacks a program.
+func (*Source) Check(spec image.Spec) error {
+	if codenames()[spec.Release] == "" {
+		return errs.Bad("release", fmt.Sprintf("debian/%s is not built here", spec.Release), "use debian/12, debian/13 or debian/sid")
+	}
+	if spec.Variant != image.Minimal && spec.Variant != image.Standard && spec.Variant != "" {
+		return errs.Bad("variant", fmt.Sprintf("%q is not a variant", spec.Variant), "use minimal or standard")
+	}
+	err := images.Need(map[string]string{"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "apt-get": "apt"})
+	if err != nil {
+		return err
+	}
+	if _, err := os.Stat(keyring); err != nil {
+		return &errs.Error{
+			Op: "image.build", Kind: errs.Unsupported, Msg: "this host lacks Debian's keys", Err: err,
+			Hint: "apt-get install debian-archive-keyring",
+		}
+	}
+	return nil
+}
+
+// packages of a variant besides the essential ones and apt. Recommended
+// packages are not taken.
+func packages(v image.Variant) []string {
+	list := []string{"systemd-sysv", "dbus", "iproute2", "procps", "passwd"}
+	if v == image.Minimal {
+		return list
+	}
+	return append(list,
+		"libpam-systemd", "udev", // sessions of users; devices, when the same image boots in a virtual machine
+		"openssh-server", "cloud-init", "sudo", "cron",
+		"iputils-ping", "netbase", "ca-certificates", "curl",
+		"less", "nano", "bash-completion")
+}
+
+// Make builds the tree with mmdebstrap, fits it for guests, and packs it.
+func (s *Source) Make(ctx context.Context, spec image.Spec, dir, out string, told images.Told) (image.Info, error) {
+	codename := codenames()[spec.Release]
+	done, err := s.turn(ctx, codename, told)
+	if err != nil {
+		return image.Info{}, err
+	}
+	defer done()
+	tree := filepath.Join(dir, "tree")
+	mirrors := readMirrors(s.apt, codename)
+	if err := s.bootstrap(ctx, spec.Variant, codename, mirrors, tree, told); err != nil {
+		return image.Info{}, err
+	}
+	told("fitting for guests", 0, 0, "", "")
+	epoch, err := released(tree)
+	if err != nil {
+		return image.Info{}, err
+	}
+	if err := fit(tree, spec.Variant, mirrors, epoch); err != nil {
+		return image.Info{}, fmt.Errorf("fitting the tree for guests: %w", err)
+	}
+	info, err := images.Inspect(tree)
+	if err != nil {
+		return image.Info{}, err
+	}
+	return info, images.WriteEROFS(ctx, tree, out, epoch, told)
+}
+
+// turn waits until no other build of the codename runs.
+func (s *Source) turn(ctx context.Context, codename string, told images.Told) (done func(), err error) {
+	s.mu.Lock()
+	turn, ok := s.turns[codename]
+	if !ok {
+		turn = make(chan struct{}, 1)
+		s.turns[codename] = turn
+	}
+	s.mu.Unlock()
+	told("waiting for another build of "+codename, 0, 0, "", "")
+	select {
+	case turn <- struct{}{}:
+		return func() { <-turn }, nil
+	case <-ctx.Done():
+		return nil, ctx.Err()
+	}
+}
+
+// bootstrap makes the tree. mmdebstrap runs in namespaces of its own, so that
+// what it mounts, the cache among it, is gone with it.
+func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string, mirrors []mirror, tree string, told images.Told) error {
+	cache := filepath.Join(s.cache, codename)
+	if err := os.MkdirAll(cache, 0o755); err != nil {
+		return err
+	}
+	args := []string{
+		"--mode=root", "--variant=minbase", "--format=directory", "--verbose",
+		"--include=" + strings.Join(packages(v), ","),
+		// The cache is the host's: kept, and read as root, whatever its folders allow.
+		"--skip=essential/unlink,cleanup/apt/cache,cleanup/apt/lists",
+		`--aptopt=APT::Sandbox::User "root"`,
+		`--setup-hook=mkdir -p "$1/var/cache/apt/archives" && mount --bind "$LODGE_CACHE" "$1/var/cache/apt/archives"`,
+		// What no mirror has any more is of no use to the next build.
+		`--customize-hook=chroot "$1" apt-get --quiet autoclean`,
+		`--customize-hook=umount --lazy "$1/var/cache/apt/archives"`,
+	}
+	for _, o := range aptOptions(ctx) {
+		args = append(args, "--aptopt="+o)
+	}
+	if v == image.Minimal {
+		for _, o := range trim() {
+			args = append(args, "--dpkgopt="+o)
+		}
+	}
+	args = append(args, codename, tree)
+	for _, m := range mirrors {
+		args = append(args, m.signed())
+	}
+	p := &progress{told: told}
+	err := images.RunTool(ctx, []string{"LODGE_CACHE=" + cache, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}, p.line, "mmdebstrap", args...)
+	if err != nil {
+		return explain(err, p.troubles)
+	}
+	return nil
+}
+
+// explain gives a failure the words and the kind of what apt said was wrong.
+func explain(err error, troubles []string) error {
+	said := strings.Join(troubles, "; ")
+	e := &errs.Error{Op: "image.build", Kind: errs.Internal, Err: err}
+	has := func(signs ...string) bool {
+		return slices.ContainsFunc(signs, func(s string) bool { return strings.Contains(said, s) })
+	}
+	switch {
+	case has("No space left on device", "don't have enough free space"):
+		e.Kind, e.Msg, e.Hint = errs.NoSpace, "the disk is full", "free some space on the disk of the data directory, then build it again"
+	case has("Could not resolve", "Temporary failure", "Could not connect", "Connection failed", "Unable to connect",
+		"Connection timed out", "Cannot initiate the connection", "Failed to fetch", "did not find any indices"):
+		e.Kind, e.Msg = errs.Unavailable, "the Debian mirror does not give what is needed: "+said
+		e.Hint = "check the network and the mirror in /etc/apt; what was fetched is kept"
+	case has("NO_PUBKEY", "not signed", "signatures couldn't be verified", "signatures were invalid"):
+		e.Kind, e.Msg = errs.Denied, "the mirror's signature can't be verified: "+said
+		e.Hint = "apt-get install debian-archive-keyring, or upgrade it"
+	default:
+		return err
+	}
+	return e
+}
