@@ -119,11 +119,13 @@ func parseList(s string) (entries []entry) {
 			continue
 		}
 		rest = strings.TrimSpace(rest)
-		if strings.HasPrefix(rest, "[") {
-			_, rest, _ = strings.Cut(rest, "]")
+		keys := ""
+		if options, after, ok := strings.Cut(rest, "]"); ok && strings.HasPrefix(options, "[") {
+			_, keys, _ = strings.Cut(options, "signed-by=")
+			rest = after
 		}
 		if f := strings.Fields(rest); len(f) >= 3 {
-			entries = append(entries, entry{strings.TrimSuffix(f[0], "/"), f[1], f[2:]})
+			entries = append(entries, entry{strings.TrimSuffix(f[0], "/"), f[1], f[2:], keys})
 		}
 	}
 	return entries
