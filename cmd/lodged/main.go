@@ -96,7 +96,7 @@ func flags(o *daemon.Options, talk io.Writer) *flag.FlagSet {
 	f.StringVar(&o.HTTPS, "https", d.HTTPS, "address of the HTTPS listener; none: only the socket")
 	f.StringVar(&o.Group, "cgroup", d.Group, "name of Lodge's control group")
 	f.StringVar(&o.Prefix, "prefix", d.Prefix, "what names of network devices and nftables tables begin with, at most 5 letters")
-	f.StringVar(&o.Pool, "pool", "", "driver of the default pool when it is first made: btrfs or dir (default: the best this host can do)")
+	f.StringVar(&o.Pool, "pool", "", "driver of the default pool when it is first made (default: the best this host can do)")
 	f.Func("pool-size", "size of the default pool's file when it is first made, such as 20GiB", func(s string) (err error) {
 		o.Size, err = units.ParseBytes(s)
 		return err

@@ -46,6 +46,13 @@ type Pool interface {
 	Destroy(ctx context.Context) error
 }
 
+// Unmounter is what a pool with a mount of its own also is.
+type Unmounter interface {
+	// Unmount takes the mount away, when no guest runs on it; the volumes
+	// stay. Call it after Close.
+	Unmount(ctx context.Context) error
+}
+
 // Space is a pool's size in bytes.
 type Space struct {
 	Total, Used, Free uint64

@@ -51,20 +51,26 @@ type Reconciler struct {
 	Options
 
 	mu       sync.Mutex
-	attached map[string]*engine.Parts // nil: an earlier daemon attached it
-	stops    map[string]time.Time     // clean stops under way: when patience ends
-	down     bool                     // the host is going down: everything stops, no spec changes
+	attached map[string]attachment
+	stops    map[string]time.Time // clean stops under way: when patience ends
+	down     bool                 // the host is going down: everything stops, no spec changes
+}
+
+// attachment is what is attached for a guest.
+type attachment struct {
+	parts      *engine.Parts // nil: it is not known yet; an earlier daemon attached it
+	generation int64         // of the spec that limits and quota follow
 }
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]*engine.Parts{}, stops: map[string]time.Time{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]time.Time{}}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err
 	}
 	for _, id := range groups {
-		r.attached[id] = nil
+		r.attached[id] = attachment{}
 	}
 	return r, nil
 }
@@ -207,7 +213,7 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase) (t
 		return 0, nil // the record keeps saying what was, so that the next start brings back what should be
 	}
 	var again time.Duration
-	if at == guest.Placed && g.Status.NotBefore != nil {
+	if g.Status.NotBefore != nil && (at == guest.Placed || at == guest.Ready) {
 		again = max(0, g.Status.NotBefore.Sub(r.Now()))
 	}
 	return again, r.report(ctx, g, func(s *guest.Status) {

@@ -34,7 +34,7 @@ func (r *Reconciler) dir(id string) string { return filepath.Join(r.Dir, id) }
 // is what "attached" means.
 func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, error) {
 	r.mu.Lock()
-	known := r.attached[g.ID]
+	known := r.attached[g.ID].parts
 	r.mu.Unlock()
 	if known != nil {
 		return known, nil
@@ -55,7 +55,7 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	}
 	r.mu.Lock()
 	if _, ok := r.attached[g.ID]; !ok {
-		r.attached[g.ID] = nil
+		r.attached[g.ID] = attachment{}
 	}
 	r.mu.Unlock()
 	p := &engine.Parts{Dir: r.dir(g.ID), Cgroup: g.ID, IDBase: uint32(firstID + g.Holder.Slot*idsPerGuest)}
@@ -72,7 +72,7 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 		}
 	}
 	r.mu.Lock()
-	r.attached[g.ID] = p
+	r.attached[g.ID] = attachment{p, g.Generation}
 	r.mu.Unlock()
 	return p, nil
 }
@@ -138,7 +138,7 @@ func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
 			return err
 		}
 	}
-	if err := r.Cgroups.Remove(g.ID); err != nil {
+	if err := r.Cgroups.Remove(ctx, g.ID); err != nil {
 		return err
 	}
 	r.mu.Lock()

@@ -43,6 +43,11 @@ func (r *Reconciler) engine(g guest.Guest) (engine.Engine, error) {
 // start runs the guest. One that was started by a daemon that died before it
 // could say so is found and counts as started.
 func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
+	r.mu.Lock()
+	if r.attached[g.ID].generation != g.Generation {
+		r.attached[g.ID] = attachment{} // made for an older spec: limits and quota are set again
+	}
+	r.mu.Unlock()
 	parts, err := r.attach(ctx, g)
 	if err != nil {
 		return err
@@ -69,6 +74,7 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	again := g.Status.NotBefore != nil && g.Spec.Boots <= g.Status.Boots
 	return r.report(ctx, g, func(s *guest.Status) {
 		s.Phase, s.Boots, s.Pid, s.Started, s.HostBoot = guest.Running, g.Spec.Boots, pid, &now, r.HostBoot
+		s.Generation = g.Generation
 		s.Exit, s.NotBefore, s.Problem, s.Lost = nil, nil, nil, false
 		if info, err := e.Info(ctx); err == nil {
 			s.Engine = info.Name
