@@ -138,3 +138,8 @@ func (w *Waiting) Bound(ctx context.Context) (context.Context, context.CancelFun
 
 // No reports whether the command does not wait.
 func (w *Waiting) No() bool { return w.no }
+
+// LimitFlag adds only a limit of the wait, for a command that is a wait.
+func (w *Waiting) LimitFlag(cmd *cobra.Command, name string) {
+	cmd.Flags().Var(waitValue{w}, name, "wait at most this long (default: as long as it takes)")
+}

@@ -9,6 +9,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"go.yaml.in/yaml/v3"
+
+	"lodge/api"
 )
 
 // Output is the form that a command prints in.
@@ -118,4 +120,26 @@ func plain(n *yaml.Node) {
 	for _, c := range n.Content {
 		plain(c)
 	}
+}
+
+// State is a word for whether something is ready, and what keeps it from that.
+func State(ready bool, otherwise string, p *api.Problem) string {
+	state := "ready"
+	if !ready {
+		state = otherwise
+	}
+	if p != nil {
+		state += " (" + p.Code + ")"
+	}
+	return state
+}
+
+// PrintObject prints one value; for a person as YAML, which shows everything and
+// is read well.
+func (f *Factory) PrintObject(o *Output, v any) error {
+	form := *o
+	if form.Table() {
+		form.form.Value = "yaml"
+	}
+	return f.Print(&form, v, nil)
 }

@@ -131,28 +131,12 @@ const logGrace = 2 * time.Second
 func (o *runOptions) follow(ctx context.Context, c *client.Client, name string) (int, error) {
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	shown := make(chan error, 1)
-	if o.input {
-		s, err := c.Console(ctx, name)
-		if err != nil {
-			return 0, err
-		}
-		defer s.Close()
-		go func() {
-			_, err := attach(ctx, o.Factory, s, attachment{input: true, tty: o.tty, sized: true})
-			shown <- err
-		}()
-	} else {
-		r, err := c.Logs(ctx, name, true, -1)
-		if err != nil {
-			return 0, err
-		}
-		defer r.Close()
-		go func() {
-			_, err := io.Copy(o.Streams.Out, r)
-			shown <- err
-		}()
+	stop, shown, err := o.show(ctx, c, name)
+	if err != nil {
+		return 0, err
 	}
+	// Also when it fails: the terminal must be as it was.
+	defer func() { stop(); <-shown }()
 	code, err := ended(ctx, c, name)
 	if err != nil {
 		return 0, err
@@ -161,8 +145,33 @@ func (o *runOptions) follow(ctx context.Context, c *client.Client, name string) 
 	case <-shown:
 	case <-time.After(logGrace):
 	}
-	cancel()
 	return code, nil
+}
+
+// show carries the guest's console, or what it writes to it, until it ends or
+// stop is called; then shown is closed.
+func (o *runOptions) show(ctx context.Context, c *client.Client, name string) (stop func(), shown <-chan struct{}, err error) {
+	done := make(chan struct{})
+	if o.input {
+		s, err := c.Console(ctx, name)
+		if err != nil {
+			return nil, nil, err
+		}
+		go func() {
+			defer close(done)
+			attach(ctx, o.Factory, s, attachment{input: true, tty: o.tty, sized: true})
+		}()
+		return s.Close, done, nil
+	}
+	r, err := c.Logs(ctx, name, true, -1)
+	if err != nil {
+		return nil, nil, err
+	}
+	go func() {
+		defer close(done)
+		io.Copy(o.Streams.Out, r)
+	}()
+	return func() { r.Close() }, done, nil
 }
 
 // ended waits until the guest is off and returns its exit status; that of one

@@ -1,0 +1,107 @@
+// Package forward is the commands about port forwards.
+package forward
+
+import (
+	"context"
+	"fmt"
+	"net"
+	"strconv"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/api/client"
+	"lodge/internal/cli"
+)
+
+// NewGroup makes "lodge forward".
+func NewGroup(f *cli.Factory) *cobra.Command {
+	cmd := cli.Group("forward", "Lead ports of the host to guests", "  lodge forward add web1 8080:80\n  lodge forward ls", "forwards")
+	cmd.AddCommand(newLs(f), newShow(f), newAdd(f), newRm(f))
+	return cmd
+}
+
+func newLs(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "ls", Short: "List port forwards", Aliases: []string{"list"}, Example: "  lodge forward ls",
+		Args: cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Forwards(cmd.Context())
+			if err != nil {
+				return err
+			}
+			header := []string{"NAME", "LISTEN", "GUEST", "TARGET", "STATE"}
+			return cli.PrintList(f, &output, list, header, func(w api.Forward) []string {
+				listen := w.Listen
+				if listen == "" {
+					listen = "*"
+				}
+				return []string{w.Name, net.JoinHostPort(listen, strconv.Itoa(w.Port)) + "/" + w.Protocol, w.Guest, fmt.Sprint(w.Target), cli.State(w.Active, "inactive", w.Problem)}
+			})
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+func newShow(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "show FORWARD", Short: "Show all about a port forward", Example: "  lodge forward show tcp-8080",
+		Args:              cli.Named("FORWARD"),
+		ValidArgsFunction: f.Complete(1, cli.ForwardNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			w, err := c.Forward(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return f.PrintObject(&output, w)
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+func newAdd(f *cli.Factory) *cobra.Command {
+	var wait cli.Waiting
+	cmd := &cobra.Command{
+		Use: "add GUEST [ADDRESS:]HOSTPORT:GUESTPORT[/udp]", Short: "Lead a port of the host to a guest",
+		Example:           "  lodge forward add web1 8080:80\n  lodge forward add dns1 127.0.0.1:5353:53/udp",
+		Args:              cli.Named("GUEST", "HOSTPORT:GUESTPORT"),
+		ValidArgsFunction: f.Complete(1, cli.GuestNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
+				return c.CreateForward(ctx, api.ForwardCreate{Guest: args[0], Publish: args[1]}, w)
+			})
+			return err
+		},
+	}
+	wait.Flags(cmd)
+	return cmd
+}
+
+func newRm(f *cli.Factory) *cobra.Command {
+	var wait cli.Waiting
+	cmd := &cobra.Command{
+		Use: "rm FORWARD…", Short: "End port forwards", Aliases: []string{"delete"}, Example: "  lodge forward rm tcp-8080",
+		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: f.Complete(0, cli.ForwardNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
+				return c.DeleteForward(ctx, name, w)
+			})
+		},
+	}
+	wait.Flags(cmd)
+	return cmd
+}

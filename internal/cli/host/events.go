@@ -1,0 +1,115 @@
+package host
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/api/client"
+	"lodge/internal/cli"
+)
+
+type eventOptions struct {
+	*cli.Factory
+	follow bool
+	since  int64
+	kind   string
+	form   cli.OneOf
+}
+
+func newEvents(f *cli.Factory) *cobra.Command {
+	o := &eventOptions{Factory: f, form: cli.OneOf{Value: "table", Words: []string{"table", "json"}}}
+	cmd := &cobra.Command{
+		Use: "events", Short: "Show what changes",
+		Long: `Show changes of guests, images, networks and the rest, as they are kept since a
+revision; with -f go on with what comes. Without -f and --since it shows all that
+is kept, with -f alone only what comes. Each line begins with its revision.`,
+		Example: "  lodge events -f\n  lodge events --since 1200 --kind guest\n  lodge events -f -o json | jq .name",
+		Args:    cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if o.since < 0 {
+				return cli.Usagef(cmd, "--since must be a revision")
+			}
+			return o.run(cmd.Context())
+		},
+	}
+	fl := cmd.Flags()
+	fl.BoolVarP(&o.follow, "follow", "f", false, "go on with what comes")
+	fl.Int64Var(&o.since, "since", 0, "only what came after this revision")
+	fl.StringVar(&o.kind, "kind", "", "only of this kind: guest, image, network, pool, forward, operation")
+	o.form.Var(cmd, "output", "o", "how to print; json is an object a line")
+	return cmd
+}
+
+// quiet is how long the stream may be silent before all that was kept has come.
+// The revision that the list was read at may be that of something not shown, so
+// that it never comes.
+const quiet = 500 * time.Millisecond
+
+func (o *eventOptions) run(ctx context.Context) error {
+	c, err := o.Client()
+	if err != nil {
+		return err
+	}
+	if o.follow {
+		for e, err := range c.Events(ctx, client.EventOptions{Since: o.since, Kind: o.kind}) {
+			if err != nil {
+				return err
+			}
+			if err := o.print(e); err != nil {
+				return err
+			}
+		}
+		return context.Cause(ctx)
+	}
+	_, last, err := c.Guests(ctx)
+	if err != nil {
+		return err
+	}
+	ctx, cancel := context.WithCancelCause(ctx)
+	defer cancel(nil)
+	idle := time.AfterFunc(quiet, func() { cancel(errQuiet) })
+	defer idle.Stop()
+	for e, err := range c.Events(ctx, client.EventOptions{Since: max(o.since, 1), Kind: o.kind}) {
+		if err != nil {
+			return err
+		}
+		idle.Reset(quiet)
+		if e.Type == "progress" {
+			continue
+		}
+		if err := o.print(e); err != nil || e.Rev >= last {
+			return err
+		}
+	}
+	if cause := context.Cause(ctx); cause != errQuiet {
+		return cause
+	}
+	return nil
+}
+
+var errQuiet = fmt.Errorf("no more events")
+
+func (o *eventOptions) print(e api.Event) error {
+	if o.form.Value == "json" {
+		b, err := json.Marshal(e)
+		if err != nil {
+			return err
+		}
+		_, err = fmt.Fprintf(o.Streams.Out, "%s\n", b)
+		return err
+	}
+	what := e.Message
+	if e.Type == "deleted" {
+		what = "deleted"
+	}
+	if e.Progress != nil {
+		what = cli.Step(*e.Progress)
+	}
+	_, err := fmt.Fprintf(o.Streams.Out, "%d %s %s/%s %s\n", e.Rev, e.At.Local().Format(time.RFC3339), e.Kind, e.Name, cli.Clean(what))
+	return err
+}

@@ -1,0 +1,224 @@
+// Package image is the commands about images.
+package image
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/api/client"
+	"lodge/internal/cli"
+)
+
+// NewGroup makes "lodge image".
+func NewGroup(f *cli.Factory) *cobra.Command {
+	cmd := cli.Group("image", "Build and manage what guests are made from", "  lodge image build debian/12\n  lodge image ls", "images")
+	cmd.AddCommand(newBuild(f), newLs(f), newShow(f), newRm(f), newImport(f), newExport(f))
+	return cmd
+}
+
+func newBuild(f *cli.Factory) *cobra.Command {
+	var (
+		ask     api.ImageBuild
+		variant cli.OneOf
+		wait    cli.Waiting
+	)
+	buildable := []string{"debian/12", "debian/13", "debian/sid", "busybox"}
+	cmd := &cobra.Command{
+		Use: "build NAME", Short: "Build an image from a distribution's packages",
+		Long:      "Build an image from a distribution's packages: " + strings.Join(buildable, ", ") + ". One that is there is left as it is.",
+		Example:   "  lodge image build debian/12\n  lodge image build debian/13 --variant minimal",
+		Args:      cli.Named("NAME"),
+		ValidArgs: buildable,
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ask.Name, ask.Variant = args[0], variant.Value
+			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
+				return c.BuildImage(ctx, ask, w)
+			})
+			return err
+		},
+	}
+	variant.Words = []string{"minimal", "standard"}
+	variant.Var(cmd, "variant", "", "how much is in it (default standard)")
+	cmd.Flags().StringVar(&ask.As, "as", "", "name of the image (default: NAME, and -minimal for that variant)")
+	cmd.Flags().BoolVar(&ask.Rebuild, "rebuild", false, "build again even if it is there")
+	wait.Flags(cmd)
+	return cmd
+}
+
+func newLs(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "ls", Short: "List images", Aliases: []string{"list"},
+		Example: "  lodge image ls\n  lodge image ls -o json",
+		Args:    cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Images(cmd.Context())
+			if err != nil {
+				return err
+			}
+			now := time.Now()
+			header := []string{"NAME", "STATE", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "DIGEST", "BUILT"}
+			return cli.PrintList(f, &output, list, header, func(i api.Image) []string {
+				built := ""
+				if i.Built != nil {
+					built = cli.Ago(*i.Built, now)
+				}
+				return []string{i.Name, cli.State(i.Ready, "building", i.Problem), i.OS, i.Release, i.Architecture, cli.Size(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), built}
+			})
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+// short is enough of a digest to tell it from others.
+func short(digest string) string {
+	_, hex, ok := strings.Cut(digest, ":")
+	if !ok {
+		hex = digest
+	}
+	return hex[:min(12, len(hex))]
+}
+
+func newShow(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "show IMAGE", Short: "Show all about an image", Aliases: []string{"inspect"},
+		Example:           "  lodge image show debian/12\n  lodge image show debian/12 -o json",
+		Args:              cli.Named("IMAGE"),
+		ValidArgsFunction: f.Complete(1, cli.ImageNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			i, err := c.Image(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return f.PrintObject(&output, i)
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+func newRm(f *cli.Factory) *cobra.Command {
+	var wait cli.Waiting
+	cmd := &cobra.Command{
+		Use: "rm IMAGE…", Short: "Remove images that no guest is made from", Aliases: []string{"delete"},
+		Example:           "  lodge image rm debian/12",
+		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: f.Complete(0, cli.ImageNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
+				return c.DeleteImage(ctx, name, w)
+			})
+		},
+	}
+	wait.Flags(cmd)
+	return cmd
+}
+
+func newImport(f *cli.Factory) *cobra.Command {
+	var (
+		wait  cli.Waiting
+		limit cli.SizeFlag
+	)
+	cmd := &cobra.Command{
+		Use: "import FILE NAME", Short: "Make an image of a tar of a root file system",
+		Long:    `Make an image of a tar, plain or compressed (gz, xz, zst). "-" reads the standard input.`,
+		Example: "  lodge image import rootfs.tar.zst alpine/3\n  docker export web | lodge image import - web",
+		Args:    cli.Named("FILE", "NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			in := f.Streams.In
+			if args[0] != "-" {
+				file, err := os.Open(args[0])
+				if err != nil {
+					return err
+				}
+				defer file.Close()
+				in = file
+			}
+			var most uint64
+			if limit.Value != nil {
+				most = *limit.Value
+			}
+			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
+				return c.ImportImage(ctx, args[1], io.NopCloser(in), most, w)
+			})
+			return err
+		},
+	}
+	cmd.Flags().Var(&limit, "max-size", "refuse what is larger unpacked")
+	wait.Flags(cmd)
+	return cmd
+}
+
+func newExport(f *cli.Factory) *cobra.Command {
+	format := cli.OneOf{Value: "tar", Words: []string{"tar", "erofs"}}
+	cmd := &cobra.Command{
+		Use: "export IMAGE FILE", Short: "Write an image to a file",
+		Long:              `Write an image to a file, or to the standard output as "-". The file appears when it is whole.`,
+		Example:           "  lodge image export debian/12 debian.tar\n  lodge image export busybox --format erofs busybox.erofs",
+		Args:              cli.Named("IMAGE", "FILE"),
+		ValidArgsFunction: f.Complete(1, cli.ImageNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			if args[1] == "-" && f.Streams.OutTTY {
+				return cli.Usagef(cmd, "an image is not for a terminal")
+			}
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			r, err := c.ExportImage(cmd.Context(), args[0], format.Value)
+			if err != nil {
+				return err
+			}
+			defer r.Close()
+			if args[1] == "-" {
+				_, err = io.Copy(f.Streams.Out, r)
+				return err
+			}
+			return writeWhole(args[1], r)
+		},
+	}
+	format.Var(cmd, "format", "", "what to write")
+	return cmd
+}
+
+// writeWhole writes beside the file and puts it in place when all is there.
+func writeWhole(name string, r io.Reader) (err error) {
+	part := name + ".part"
+	file, err := os.OpenFile(part, os.O_WRONLY|os.O_CREATE|os.O_TRUNC, 0o644)
+	if err != nil {
+		return err
+	}
+	defer func() {
+		if err != nil {
+			file.Close()
+			os.Remove(part)
+		}
+	}()
+	if _, err = io.Copy(file, r); err != nil {
+		return err
+	}
+	if err = file.Sync(); err != nil {
+		return err
+	}
+	if err = file.Close(); err != nil {
+		return err
+	}
+	return os.Rename(part, name)
+}

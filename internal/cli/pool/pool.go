@@ -1,0 +1,114 @@
+// Package pool is the commands about pools.
+package pool
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"lodge/api"
+	"lodge/api/client"
+	"lodge/internal/cli"
+)
+
+// NewGroup makes "lodge pool".
+func NewGroup(f *cli.Factory) *cobra.Command {
+	cmd := cli.Group("pool", "Manage places for guests' writable layers", "  lodge pool ls\n  lodge pool create fast --driver btrfs --source /dev/nvme0n1p3", "pools")
+	cmd.AddCommand(newLs(f), newShow(f), newCreate(f), newRm(f))
+	return cmd
+}
+
+func newLs(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "ls", Short: "List pools", Aliases: []string{"list"}, Example: "  lodge pool ls",
+		Args: cli.Args(cobra.NoArgs),
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			list, err := c.Pools(cmd.Context())
+			if err != nil {
+				return err
+			}
+			header := []string{"NAME", "DRIVER", "STATE", "QUOTA", "TOTAL", "USED", "FREE", "GUESTS", "SOURCE"}
+			return cli.PrintList(f, &output, list, header, func(p api.Pool) []string {
+				return []string{p.Name, p.Driver, cli.State(p.Ready, "preparing", p.Problem), p.Quota, cli.Size(p.TotalBytes), cli.Size(p.UsedBytes), cli.Size(p.FreeBytes), fmt.Sprint(len(p.UsedBy)), p.Source}
+			})
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+func newShow(f *cli.Factory) *cobra.Command {
+	var output cli.Output
+	cmd := &cobra.Command{
+		Use: "show POOL", Short: "Show all about a pool", Example: "  lodge pool show default",
+		Args:              cli.Named("POOL"),
+		ValidArgsFunction: f.Complete(1, cli.PoolNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			c, err := f.Client()
+			if err != nil {
+				return err
+			}
+			p, err := c.Pool(cmd.Context(), args[0])
+			if err != nil {
+				return err
+			}
+			return f.PrintObject(&output, p)
+		},
+	}
+	output.Flags(cmd)
+	return cmd
+}
+
+func newCreate(f *cli.Factory) *cobra.Command {
+	var (
+		ask    api.PoolCreate
+		size   cli.SizeFlag
+		wait   cli.Waiting
+		driver = cli.OneOf{Value: "btrfs", Words: []string{"btrfs", "dir"}}
+	)
+	cmd := &cobra.Command{
+		Use: "create NAME", Short: "Make a pool",
+		Long: `Make a pool. btrfs enforces quotas; dir lies on any file system and only counts.
+Without a source Lodge makes its own, for btrfs in a file.`,
+		Example: "  lodge pool create fast --driver btrfs --source /dev/nvme0n1p3\n  lodge pool create spare --driver dir --source /srv/spare",
+		Args:    cli.Named("NAME"),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			ask.Name, ask.Driver = args[0], driver.Value
+			if size.Value != nil {
+				ask.SizeBytes = *size.Value
+			}
+			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
+				return c.CreatePool(ctx, ask, w)
+			})
+			return err
+		},
+	}
+	driver.Var(cmd, "driver", "", "how it is stored")
+	cmd.Flags().StringVar(&ask.Source, "source", "", "directory or block device")
+	cmd.Flags().Var(&size, "size", "of the file, if Lodge makes one")
+	wait.Flags(cmd)
+	return cmd
+}
+
+func newRm(f *cli.Factory) *cobra.Command {
+	var wait cli.Waiting
+	cmd := &cobra.Command{
+		Use: "rm POOL…", Short: "Remove pools that hold nothing", Aliases: []string{"delete"}, Example: "  lodge pool rm spare",
+		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		ValidArgsFunction: f.Complete(0, cli.PoolNames),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
+				return c.DeletePool(ctx, name, w)
+			})
+		},
+	}
+	wait.Flags(cmd)
+	return cmd
+}
