@@ -29,6 +29,7 @@ type Client struct {
 	held    map[string]*held
 	exits   map[*subscription]struct{}
 	keeper  string // the instance that knows what we hold
+	leaving bool   // the keeper is about to end as we wish: no other is started
 }
 
 // line is one connection and the requests that wait for a reply on it.
@@ -44,6 +45,10 @@ type line struct {
 }
 
 func open(ctx context.Context, o Options) (*Client, error) {
+	var err error
+	if o.Dir, err = filepath.Abs(o.Dir); err != nil {
+		return nil, err
+	}
 	life, end := context.WithCancel(context.Background())
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
@@ -121,6 +126,10 @@ func (c *Client) settle(l *line, instance string, listed map[string]bool) {
 		return
 	default:
 	}
+	if c.life.Err() != nil { // closed meanwhile
+		l.conn.Close()
+		return
+	}
 	c.line, c.keeper, c.failed = l, instance, nil
 	c.tell()
 }
@@ -161,13 +170,13 @@ func (c *Client) serve(l *line, listed map[string]bool) {
 	l.conn.Close()
 	c.mu.Lock()
 	close(l.lost)
-	inUse := c.line == l
+	inUse, leaving := c.line == l, c.leaving
 	if inUse {
 		c.line = nil
 		c.tell()
 	}
 	c.mu.Unlock()
-	if inUse {
+	if inUse && !leaving {
 		go c.reconnect()
 	}
 }

@@ -157,8 +157,19 @@ func (c *Client) Shutdown(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	c.setLeaving(true)
 	if _, err := l.call(ctx, Message{Op: OpShutdown}); err != nil {
+		c.setLeaving(false)
+		if errors.Is(err, errLost) {
+			go c.reconnect() // it was lost before it could end
+		}
 		return err
 	}
 	return c.Close()
+}
+
+func (c *Client) setLeaving(leaving bool) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	c.leaving = leaving
 }

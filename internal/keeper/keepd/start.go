@@ -1,0 +1,234 @@
+package keepd
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"strconv"
+	"strings"
+	"syscall"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/keeper"
+)
+
+// launchTime is how long a launcher may take. It makes mounts and namespaces,
+// which takes milliseconds; a host that is out of memory takes longer.
+const launchTime = 30 * time.Second
+
+// start runs p under name. Any number of starts go on at once.
+func (k *daemon) start(name string, p keeper.Program, input []int) error {
+	k.gate.RLock()
+	defer k.gate.RUnlock()
+	kept := &program{starting: true, pidfd: -1, child: true}
+	if err := k.reserve(name, kept); err != nil {
+		return err
+	}
+	rec := keeper.Record{State: keeper.State{Name: name, Started: time.Now()}, Boot: k.boot, Console: p.Console, Log: p.Log, LogMax: p.LogMax}
+	s, err := k.launch(p, input)
+	if err == nil {
+		rec.Pid, rec.Ticks = s.pid, s.ticks
+		k.save(rec)
+		if s.master >= 0 {
+			kept.console, err = k.consoles.add(s.master, newRotating(p.Log, p.LogMax))
+		}
+		if err != nil {
+			_ = unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
+			_, _ = unix.Wait4(s.pid, nil, unix.WALL, nil)
+			unix.Close(s.pidfd)
+			_ = k.erase(name)
+		}
+	}
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if err != nil {
+		delete(k.programs, name)
+		return err
+	}
+	kept.rec, kept.pidfd, kept.starting = rec, s.pidfd, false
+	k.tell(packet{m: keeper.Message{Op: keeper.OpHave, Record: copyOf(rec)}, p: kept})
+	return k.exits.watch(kept, s.pidfd)
+}
+
+// reserve takes a name.
+func (k *daemon) reserve(name string, p *program) error {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	if _, taken := k.programs[name]; taken {
+		return &errs.Error{Kind: errs.Exists, Ref: name, Msg: "a program of that name is kept already"}
+	}
+	if k.closing {
+		return &errs.Error{Kind: errs.Unavailable, Ref: name, Msg: "the keeper is ending"}
+	}
+	k.programs[name] = p
+	return nil
+}
+
+// started is a process that runs.
+type started struct {
+	pid    int
+	ticks  uint64
+	pidfd  int
+	master int // -1 without a console
+}
+
+// launch starts the process that is to be kept, with the terminal it asked for.
+func (k *daemon) launch(p keeper.Program, input []int) (s started, err error) {
+	s = started{pidfd: -1, master: -1}
+	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return s, err
+	}
+	defer unix.Close(null)
+	stdio := null
+	if p.Console {
+		master, slave, err := openTerminal()
+		if err != nil {
+			return s, &errs.Error{Kind: errs.Unavailable, Msg: "no terminal is left on this host", Hint: "raise kernel.pty.max", Err: err}
+		}
+		defer unix.Close(slave)
+		stdio, s.master = slave, master
+	}
+	if p.Launcher {
+		err = k.viaLauncher(p, stdio, input, &s)
+	} else {
+		s.pid, err = k.fork(p, files(stdio, input, -1), &syscall.SysProcAttr{Setsid: true, Setctty: p.Console, PidFD: &s.pidfd})
+	}
+	if err == nil {
+		var st stat
+		st, err = readStat(s.pid)
+		s.ticks = st.ticks
+	}
+	if err != nil {
+		keeper.CloseAll([]int{s.master, s.pidfd})
+		return s, err
+	}
+	return s, nil
+}
+
+const closed = ^uintptr(0) // of a new process' descriptors: none under this number
+
+// files lays out a new process' descriptors: standard input, output and error,
+// then what it is given to read, then where a launcher answers.
+func files(stdio int, input []int, answer int) []uintptr {
+	out := []uintptr{uintptr(stdio), uintptr(stdio), uintptr(stdio)}
+	if len(input) > 0 {
+		out = append(out, uintptr(input[0]))
+	}
+	if answer >= 0 {
+		if len(input) == 0 {
+			out = append(out, closed)
+		}
+		out = append(out, uintptr(answer))
+	}
+	return out
+}
+
+// fork starts a process of p. Its OOM score is 0: the kernel copies ours, so
+// ours is 0 for the moment of the copy. The process shares our memory until it
+// executes p, hence the size of ours does not matter.
+func (k *daemon) fork(p keeper.Program, files []uintptr, sys *syscall.SysProcAttr) (int, error) {
+	k.forking.Lock()
+	defer k.forking.Unlock()
+	_ = setOOM(0) // when it could not be lowered, it need not be raised
+	defer func() { _ = setOOM(oomScore) }()
+	dir := p.Dir
+	if dir == "" {
+		dir = "/"
+	}
+	pid, err := syscall.ForkExec(p.Argv[0], p.Argv, &syscall.ProcAttr{Dir: dir, Env: append([]string{}, p.Env...), Files: files, Sys: sys})
+	if err != nil {
+		return 0, &errs.Error{Kind: errs.Internal, Ref: p.Argv[0], Msg: "cannot be started", Err: err}
+	}
+	return pid, nil
+}
+
+// viaLauncher runs a launcher and takes over the process that it made.
+func (k *daemon) viaLauncher(p keeper.Program, stdio int, input []int, s *started) error {
+	read, write, err := os.Pipe()
+	if err != nil {
+		return err
+	}
+	defer read.Close()
+	pidfd := -1
+	pid, err := k.fork(p, files(stdio, input, int(write.Fd())), &syscall.SysProcAttr{PidFD: &pidfd})
+	write.Close()
+	if err != nil {
+		return err
+	}
+	defer unix.Close(pidfd)
+	if err := read.SetReadDeadline(time.Now().Add(launchTime)); err != nil {
+		return err
+	}
+	answer, failed := readLine(read)
+	if failed != nil {
+		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // it has ended or hangs
+	}
+	var status unix.WaitStatus
+	for {
+		if _, err = unix.Wait4(pid, &status, unix.WALL, nil); !errors.Is(err, unix.EINTR) {
+			break
+		}
+	}
+	if failed != nil {
+		return &errs.Error{Kind: errs.Internal, Ref: p.Argv[0],
+			Msg: fmt.Sprintf("the launcher gave no answer (exit status %d, signal %d)", status.ExitStatus(), max(0, int(status.Signal()))), Err: failed}
+	}
+	if s.pid, err = parseAnswer(answer); err != nil {
+		return err
+	}
+	return s.verify()
+}
+
+// verify makes sure that the process is our child, and holds it: as long as we
+// do not reap it, its pid is its own.
+func (s *started) verify() error {
+	st, err := readStat(s.pid)
+	if err == nil && st.ppid != os.Getpid() {
+		err = fmt.Errorf("process %d is the child of %d", s.pid, st.ppid)
+	}
+	if err == nil {
+		s.pidfd, err = unix.PidfdOpen(s.pid, 0)
+	}
+	if err != nil {
+		return &errs.Error{Kind: errs.Internal, Msg: "the launcher did not make a sibling of its own", Err: err}
+	}
+	return nil
+}
+
+// maxAnswer bounds what a launcher may say.
+const maxAnswer = 4096
+
+// readLine reads up to the first newline: the launched process may hold the
+// pipe open for ever.
+func readLine(r *os.File) (string, error) {
+	var line []byte
+	buf := make([]byte, 512)
+	for len(line) < maxAnswer {
+		n, err := r.Read(buf)
+		line = append(line, buf[:n]...)
+		if before, _, found := bytes.Cut(line, []byte("\n")); found {
+			return string(before), nil
+		}
+		if err != nil {
+			return "", err
+		}
+	}
+	return "", errors.New("answer is too long")
+}
+
+// parseAnswer reads what a launcher says: a pid, or "error " and a message.
+func parseAnswer(line string) (int, error) {
+	if msg, failed := strings.CutPrefix(line, "error "); failed {
+		return 0, &errs.Error{Kind: errs.Internal, Msg: msg}
+	}
+	pid, err := strconv.Atoi(line)
+	if err != nil || pid <= 1 {
+		return 0, &errs.Error{Kind: errs.Internal, Msg: fmt.Sprintf("the launcher answered %q", line)}
+	}
+	return pid, nil
+}
