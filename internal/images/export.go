@@ -33,7 +33,7 @@ func (s *Store) Export(ctx context.Context, digest, format string, w io.Writer) 
 	}
 	defer tree.Close()
 	tw := tar.NewWriter(w)
-	if err := treetar.Pack(ctx, tw, tree, "."); err != nil {
+	if err := treetar.Pack(ctx, tw, tree, ".", ""); err != nil {
 		return fmt.Errorf("exporting an image: %w", err)
 	}
 	return tw.Close()

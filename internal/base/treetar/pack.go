@@ -15,7 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Pack writes the file or tree that f is, under the given name; a tree's own
+// Pack writes the file or tree that f is, under the given name (target is what
+// it points to if it is a symbolic link: see OpenEntry); a tree's own
 // entries follow, sorted, below that name. Symbolic links below f are written
 // as such. Sockets, which tar can't hold, and the content of kernel file
 // systems (proc, sysfs, cgroup) are left out. w is not closed.
@@ -23,9 +24,9 @@ import (
 // A file that grows while it is read is cut at the size it had; one that
 // shrinks is filled with zeros and makes Pack return an error, after all else
 // has been written.
-func Pack(ctx context.Context, w *tar.Writer, f *os.File, name string) error {
+func Pack(ctx context.Context, w *tar.Writer, f *os.File, name, target string) error {
 	p := packer{ctx: ctx, w: w, links: map[inode]string{}}
-	if err := p.add(f, name, ""); err != nil {
+	if err := p.add(f, name, target); err != nil {
 		return err
 	}
 	return errors.Join(p.shrunk...)

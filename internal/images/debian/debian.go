@@ -66,7 +66,7 @@ func (*Source) Check(spec image.Spec) error {
 // packages of a variant besides the essential ones and apt. Recommended
 // packages are not taken.
 func packages(v image.Variant) []string {
-	list := []string{"systemd-sysv", "dbus", "iproute2", "procps", "passwd"}
+	list := []string{"systemd-sysv", "dbus", "iproute2", "procps", "passwd", "tzdata"}
 	if v == image.Minimal {
 		return list
 	}
@@ -75,6 +75,15 @@ func packages(v image.Variant) []string {
 		"openssh-server", "cloud-init", "sudo", "cron",
 		"iputils-ping", "netbase", "ca-certificates", "curl",
 		"less", "nano", "bash-completion")
+}
+
+// base is mmdebstrap's name of the set that the packages are added to: only
+// what is essential, or all that has the priority "required" too.
+func base(v image.Variant) string {
+	if v == image.Minimal {
+		return "apt"
+	}
+	return "required"
 }
 
 // Make builds the tree with mmdebstrap, fits it for guests, and packs it.
@@ -131,7 +140,7 @@ func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string
 		return err
 	}
 	args := []string{
-		"--mode=root", "--variant=minbase", "--format=directory", "--verbose",
+		"--mode=root", "--variant=" + base(v), "--format=directory", "--verbose",
 		"--include=" + strings.Join(packages(v), ","),
 		// The cache is the host's: kept, and read as root, whatever its folders allow.
 		"--skip=essential/unlink,cleanup/apt/cache,cleanup/apt/lists",
