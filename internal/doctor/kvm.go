@@ -1,0 +1,110 @@
+package doctor
+
+import (
+	"bytes"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"strings"
+	"time"
+)
+
+// kvmPatience is how long the probe may take. A working KVM is done in 10 ms.
+const kvmPatience = 800 * time.Millisecond
+
+func kvmChecks() []check {
+	return []check{{"KVM", "kvm", func(ctx context.Context, o Options) verdict { return judgeKVM(lookKVM(ctx, o.KVMProbe)) }}}
+}
+
+// kvm is what is known about /dev/kvm.
+type kvm struct {
+	openErr error
+	cpu     bool // the processor tells that it can
+	tried   bool
+	steps   []kvmStep
+	late    bool // the deadline came first
+}
+
+// kvmStep is one line of what ProbeKVM writes.
+type kvmStep struct {
+	Step string  `json:"step"` // "real mode", "long mode"
+	Err  string  `json:"err,omitempty"`
+	Ns   float64 `json:"ns,omitempty"` // per turn of the guest's loop, about a nanosecond where it runs on the processor itself
+}
+
+func lookKVM(ctx context.Context, probe []string) kvm {
+	var k kvm
+	cpuinfo, _ := os.ReadFile("/proc/cpuinfo")
+	k.cpu = bytes.Contains(cpuinfo, []byte(" vmx")) || bytes.Contains(cpuinfo, []byte(" svm"))
+	dev, err := os.OpenFile("/dev/kvm", os.O_RDWR, 0)
+	if err != nil {
+		k.openErr = err
+		return k
+	}
+	dev.Close()
+	if len(probe) == 0 {
+		return k
+	}
+	k.tried = true
+	ctx, cancel := context.WithTimeout(ctx, kvmPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, probe[0], probe[1:]...)
+	cmd.WaitDelay = 200 * time.Millisecond
+	out, err := cmd.Output()
+	k.late = ctx.Err() != nil
+	k.steps = parseKVMSteps(out)
+	if err != nil && !k.late && len(k.steps) == 0 {
+		k.steps = []kvmStep{{Step: "start of the probe", Err: err.Error()}}
+	}
+	return k
+}
+
+func parseKVMSteps(out []byte) []kvmStep {
+	var steps []kvmStep
+	for d := json.NewDecoder(bytes.NewReader(out)); len(steps) < 16; {
+		var s kvmStep
+		if d.Decode(&s) != nil {
+			break
+		}
+		steps = append(steps, s)
+	}
+	return steps
+}
+
+// slow is how many nanoseconds a turn of the probe's loop may take on a
+// processor that runs guests itself; emulation takes hundreds.
+const slow = 50
+
+func judgeKVM(k kvm) verdict {
+	const emulated = "virtual machines run emulated, some ten times slower; guests of model os are not concerned"
+	switch {
+	case errors.Is(k.openErr, os.ErrNotExist) && k.cpu:
+		return verdict{state: Warning, found: "no /dev/kvm, though the processor could", cause: emulated, fix: "modprobe -a kvm_intel kvm_amd"}
+	case errors.Is(k.openErr, os.ErrNotExist):
+		return verdict{state: Warning, found: "no /dev/kvm", cause: emulated, fix: "turn on virtualization (VT-x, AMD-V) in the firmware, or nested virtualization in the hypervisor below"}
+	case k.openErr != nil:
+		return verdict{state: Warning, found: k.openErr.Error(), cause: emulated, fix: "chmod 0660 /dev/kvm; ls -l /dev/kvm"}
+	case !k.tried:
+		return verdict{state: OK, found: "/dev/kvm opens; it was not tried out"}
+	}
+	const below = "ask who runs the hypervisor below for real nested virtualization; nothing on this host cures it"
+	var done []string
+	for _, s := range k.steps {
+		if s.Err != "" {
+			return verdict{state: Warning, found: fmt.Sprintf("/dev/kvm opens but fails in %s: %s", s.Step, s.Err), cause: emulated, fix: below}
+		}
+		done = append(done, fmt.Sprintf("%s %.1f ns a turn", s.Step, s.Ns))
+		if s.Ns > slow {
+			return verdict{state: Warning, found: fmt.Sprintf("/dev/kvm opens, but a guest takes %.0f ns for a loop of three instructions (%s)", s.Ns, s.Step),
+				cause: "it runs guests so slowly that emulation is faster", fix: below}
+		}
+	}
+	if k.late || len(done) < 2 {
+		return verdict{state: Warning, found: fmt.Sprintf("/dev/kvm opens, but a guest made no progress in %v (%s)", kvmPatience, strings.Join(append(done, "then nothing"), ", ")),
+			cause: emulated, fix: below}
+	}
+	return good("runs guests: " + strings.Join(done, ", "))
+}
