@@ -56,6 +56,14 @@ type ItemChange struct {
 	Fields []FieldChange
 }
 
+// In this order things are made, so that each finds what it needs.
+const (
+	rankPlace = iota
+	rankImage
+	rankGuest
+	rankForward
+)
+
 // step is one item's change and how to carry it out.
 type step struct {
 	ItemChange
@@ -66,7 +74,10 @@ type step struct {
 // Apply makes everything in items so and removes nothing. All of it is judged
 // before anything is changed; then networks, pools and images come before the
 // guests that use them. Applying the same again changes nothing.
-func (d *Door) Apply(ctx context.Context, by string, items []Item, dryRun bool) ([]ItemChange, []Operation, error) {
+//
+// await, unless nil, waits for an operation to end; with it an image is made
+// before the guests made from it, without it they are refused until it is.
+func (d *Door) Apply(ctx context.Context, by string, items []Item, dryRun bool, await func(context.Context, Operation) error) ([]ItemChange, []Operation, error) {
 	steps := make([]step, 0, len(items))
 	seen := map[model.Key]bool{}
 	for i, it := range items {
@@ -98,6 +109,14 @@ func (d *Door) Apply(ctx context.Context, by string, items []Item, dryRun bool) 
 		all = append(all, ops...)
 		if err != nil {
 			return changes, all, err
+		}
+		for _, op := range ops {
+			if s.rank >= rankGuest || await == nil {
+				break
+			}
+			if err := await(ctx, op); err != nil {
+				return changes, all, err
+			}
 		}
 	}
 	return changes, all, nil
@@ -157,7 +176,7 @@ func fixed(kind model.Kind, name, field string) error {
 }
 
 func (d *Door) planNetwork(by string, w NetworkWish) (step, error) {
-	s := step{ItemChange: ItemChange{Kind: network.Kind, Name: w.Name, Action: ActionNone}, rank: 0}
+	s := step{ItemChange: ItemChange{Kind: network.Kind, Name: w.Name, Action: ActionNone}, rank: rankPlace}
 	wanted, err := d.networkSpec(w)
 	if err != nil {
 		return s, err
@@ -184,7 +203,7 @@ func (d *Door) planNetwork(by string, w NetworkWish) (step, error) {
 }
 
 func (d *Door) planPool(by string, w PoolItem) (step, error) {
-	s := step{ItemChange: ItemChange{Kind: pool.Kind, Name: w.Name, Action: ActionNone}, rank: 0}
+	s := step{ItemChange: ItemChange{Kind: pool.Kind, Name: w.Name, Action: ActionNone}, rank: rankPlace}
 	if err := d.checkPool(w.Name, w.Spec); err != nil {
 		return s, err
 	}
@@ -205,7 +224,7 @@ func (d *Door) planPool(by string, w PoolItem) (step, error) {
 
 func (d *Door) planImage(by string, w ImageWish) (step, error) {
 	name, spec, err := parseImage(w)
-	s := step{ItemChange: ItemChange{Kind: image.Kind, Name: name, Action: ActionNone}, rank: 1}
+	s := step{ItemChange: ItemChange{Kind: image.Kind, Name: name, Action: ActionNone}, rank: rankImage}
 	if err != nil {
 		return s, err
 	}
@@ -225,7 +244,7 @@ func (d *Door) planImage(by string, w ImageWish) (step, error) {
 
 // planForward allows a forward to a guest that the same file makes.
 func (d *Door) planForward(by string, w ForwardItem, all []Item) (step, error) {
-	s := step{ItemChange: ItemChange{Kind: forward.Kind, Action: ActionNone}, rank: 3}
+	s := step{ItemChange: ItemChange{Kind: forward.Kind, Action: ActionNone}, rank: rankForward}
 	spec, err := ParsePublish("publish", w.Publish)
 	if err != nil {
 		return s, err
@@ -250,7 +269,7 @@ func (d *Door) planForward(by string, w ForwardItem, all []Item) (step, error) {
 }
 
 func (d *Door) planGuest(by string, w GuestItem, all []Item) (step, error) {
-	s := step{ItemChange: ItemChange{Kind: guest.Kind, Name: w.Name, Action: ActionNone}, rank: 2}
+	s := step{ItemChange: ItemChange{Kind: guest.Kind, Name: w.Name, Action: ActionNone}, rank: rankGuest}
 	if w.Count != 0 {
 		return s, errs.Bad("count", "is not for files", "name each guest")
 	}

@@ -90,8 +90,9 @@ func (d *Door) RemovePool(ctx context.Context, by, name string) (Operation, erro
 // NetworkWish asks for a network. Prefixes are text: empty is "choose one",
 // "none" is no such family.
 type NetworkWish struct {
-	Name, Driver, IPv4, IPv6, Domain string
-	NAT                              *bool
+	Name, Driver, IPv4, IPv6 string
+	NAT                      *bool // nil: true
+	Domain                   string
 }
 
 // none is how a person says that there shall be no addresses of a family.
