@@ -26,6 +26,7 @@ const usage = `lodged divides this server into isolated virtual servers.
 Usage:
   lodged [run] [flags]   serve until told to end; guests run on when it does
   lodged down [flags]    stop all guests and the daemon; data stays
+  lodged restore-limits  give the host back the limits it had before Lodge
   lodged openapi         print the description of the API (OpenAPI 3.1)
   lodged version         print the version
 
@@ -63,6 +64,8 @@ func run(ctx context.Context, args []string, out, talk io.Writer) int {
 		ctx, cancel := context.WithTimeout(ctx, 5*time.Minute)
 		defer cancel()
 		err = daemon.Down(ctx, o, out)
+	case "restore-limits":
+		err = daemon.RestoreLimits(ctx, o)
 	case "openapi":
 		err = daemon.OpenAPI(out)
 	case "kvm-probe":

@@ -82,7 +82,10 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := d.openHost(ctx); err != nil {
 		return err
 	}
-	d.drivers = newDrivers(d.opt, d.log, d.cgroups, names{d.tables})
+	var err error
+	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, names{d.tables}); err != nil {
+		return err
+	}
 	d.pools = control.NewHandles[storage.Pool](pool.Kind)
 	d.networks = control.NewHandles[fabric.Fabric](network.Kind)
 	d.progress = bus.New[operation.Progress]()
@@ -152,7 +155,7 @@ func (d *daemon) openReconcilers() (err error) {
 	d.making = imagecontrol.New(imagecontrol.Options{
 		Tables: d.tables, Store: d.images, Sources: d.drivers.sources, Now: time.Now, Log: d.log, Tell: d.progress.Publish,
 		Wake:    func(id string) { d.runner.Wake("images", id) },
-		Spooled: func(upload string) { os.Remove(filepath.Join(d.opt.spoolDir(), upload)) },
+		Spooled: d.drivers.uploads.Discard,
 	})
 	for _, rec := range []reconcile.Reconciler{
 		&pools.Reconciler{Tables: d.tables, Drivers: d.drivers.pools, Open: d.pools, Dir: d.opt.poolDir(), Now: time.Now},

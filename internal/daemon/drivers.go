@@ -31,9 +31,14 @@ type drivers struct {
 	pools   map[string]storage.Driver
 	fabrics map[string]fabric.Driver
 	sources map[string]images.Source
+	uploads *tarball.Source // one of the sources: what is imported is handed to it first
 }
 
-func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names) drivers {
+func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names) (drivers, error) {
+	uploads, err := tarball.New(o.spoolDir())
+	if err != nil {
+		return drivers{}, err
+	}
 	d := drivers{
 		engines: map[guest.Model]engine.Engine{
 			guest.OS: oslevel.New(oslevel.Options{
@@ -43,6 +48,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 		pools:   map[string]storage.Driver{},
 		fabrics: map[string]fabric.Driver{},
 		sources: map[string]images.Source{},
+		uploads: uploads,
 	}
 	for _, p := range []storage.Driver{dir.New(log), btrfs.New(log)} {
 		d.pools[p.Info().Name] = p
@@ -50,10 +56,10 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 	for _, f := range []fabric.Driver{bridge.New(bridge.Options{Prefix: o.Prefix, Names: names, Log: log})} {
 		d.fabrics[f.Name()] = f
 	}
-	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), tarball.New(o.spoolDir())} {
+	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), uploads} {
 		d.sources[s.Name()] = s
 	}
-	return d
+	return d, nil
 }
 
 // preferredPool chooses the driver of the default pool, and says why.

@@ -27,7 +27,7 @@ func Run(ctx context.Context, o Options) (err error) {
 	d := &daemon{opt: o, log: o.Log}
 	defer func() { err = errors.Join(err, d.close()) }()
 	if o.Limits {
-		if err := doctor.EnsureLimits(ctx, o.DataDir); err != nil {
+		if err := doctor.EnsureLimits(ctx, o.DataDir, o.Log); err != nil {
 			d.log.Warn("not all of the host's limits could be raised", "error", err)
 		}
 	}
@@ -54,7 +54,7 @@ func (d *daemon) serve(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	srv, err := d.newServer()
+	srv, err := d.newServer(ctx)
 	if err != nil {
 		return err
 	}

@@ -23,8 +23,8 @@ type Options struct {
 	Sources map[string]contract.Source
 	Now     func() time.Time
 	Tell    func(operation.Progress)
-	Wake    func(id string)     // makes the runner look again
-	Spooled func(upload string) // an import's upload is not needed any more
+	Wake    func(id string)           // makes the runner look again
+	Spooled func(upload string) error // an import's upload is not needed any more
 	Log     *slog.Logger
 }
 
@@ -151,7 +151,9 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *buil
 		return err
 	}
 	if b.err == nil && rec.Spec.Upload != "" {
-		r.Spooled(rec.Spec.Upload)
+		if err := r.Spooled(rec.Spec.Upload); err != nil {
+			return err
+		}
 	}
 	if b.err == nil && old != "" && old != b.built.Digest {
 		return r.sweep(ctx, old)
@@ -164,7 +166,9 @@ func (r *Reconciler) remove(ctx context.Context, rec tables.ImageRecord) error {
 		return err
 	}
 	if rec.Spec.Upload != "" {
-		r.Spooled(rec.Spec.Upload)
+		if err := r.Spooled(rec.Spec.Upload); err != nil {
+			return err
+		}
 	}
 	if rec.Status.Digest == "" {
 		return nil

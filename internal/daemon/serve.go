@@ -1,0 +1,172 @@
+package daemon
+
+import (
+	"context"
+	"crypto/rand"
+	"encoding/hex"
+	"errors"
+	"io"
+	"net"
+	"os"
+	"strings"
+
+	"lodge/api"
+	"lodge/internal/admission"
+	"lodge/internal/base/errs"
+	"lodge/internal/base/fsx"
+	"lodge/internal/base/version"
+	"lodge/internal/control/guests"
+	"lodge/internal/doctor"
+	"lodge/internal/fabric/bridge"
+	"lodge/internal/images/tarball"
+	"lodge/internal/model/image"
+	"lodge/internal/server"
+)
+
+// newServer wires the API to everything it shows and changes.
+func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
+	token, err := d.token()
+	if err != nil {
+		return nil, err
+	}
+	facts, err := hostFacts()
+	if err != nil {
+		return nil, err
+	}
+	door := admission.New(admission.Options{
+		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory},
+		Engines: d.drivers.engineFacts, PoolDrivers: d.drivers.poolFacts, NetworkDrivers: d.drivers.networkFacts,
+		CheckSource: d.checkSource, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
+	})
+	return server.New(ctx, server.Options{
+		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Images: content{d}, Space: d.space,
+		Doctor: d.examine, Host: d.host, Graph: d.runner.Graph, Progress: d.progress,
+		HostName: d.opt.Host, Version: version.Version, Token: token, Log: d.log,
+	}), nil
+}
+
+// token returns what HTTPS asks for, made once.
+func (d *daemon) token() (string, error) {
+	text, err := os.ReadFile(d.opt.tokenFile())
+	if err == nil {
+		return strings.TrimSpace(string(text)), nil
+	}
+	if !errors.Is(err, os.ErrNotExist) {
+		return "", err
+	}
+	var b [32]byte
+	rand.Read(b[:])
+	token := "lodge_" + hex.EncodeToString(b[:])
+	return token, fsx.WriteFile(d.opt.tokenFile(), []byte(token+"\n"), 0o600)
+}
+
+func (d *daemon) checkSource(s image.Spec) error {
+	source, ok := d.drivers.sources[s.Source]
+	if !ok {
+		return errs.Bad("source", "there is no source "+s.Source, "lodge image build --help lists what can be built")
+	}
+	return source.Check(s)
+}
+
+func (d *daemon) space(ctx context.Context, pool string) (server.Space, error) {
+	p, err := d.pools.Get(pool)
+	if err != nil {
+		return server.Space{}, err
+	}
+	s, err := p.Space(ctx)
+	return server.Space{Total: s.Total, Used: s.Used, Free: s.Free}, err
+}
+
+// live gives the server what only exists while a guest runs.
+type live struct{ *guests.Reconciler }
+
+// Console attaches to a guest's terminal.
+func (l live) Console(ctx context.Context, id string) (server.Console, error) {
+	return l.Reconciler.Console(ctx, id)
+}
+
+// content gives the server the content of images.
+type content struct{ *daemon }
+
+func (c content) uploads() *tarball.Source {
+	return c.drivers.uploads
+}
+
+// Spool checks and keeps an upload.
+func (c content) Spool(ctx context.Context, r io.Reader, limit uint64) (string, error) {
+	return c.uploads().Receive(ctx, r, limit)
+}
+
+// Discard drops an upload that nothing became of.
+func (c content) Discard(id string) error { return c.uploads().Discard(id) }
+
+// Export writes an image's content.
+func (c content) Export(ctx context.Context, name, format string, w io.Writer) error {
+	rec, err := c.tables.Images.Get(name)
+	if err != nil {
+		return err
+	}
+	if rec.Status.Digest == "" {
+		return &errs.Error{Kind: errs.Conflict, Ref: "image/" + name, Msg: "is not ready yet", Hint: "lodge image show " + name}
+	}
+	return c.images.Export(ctx, rec.Status.Digest, format, w)
+}
+
+// examine runs the doctor. The KVM probe is a process of its own: a broken KVM
+// hangs whoever tries it.
+func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
+	self, err := os.Executable()
+	if err != nil {
+		return nil, err
+	}
+	var out []api.Check
+	for _, c := range doctor.Run(ctx, doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: []string{self, "kvm-probe"}}) {
+		out = append(out, api.Check{
+			Name: c.Name, Group: c.Group, State: string(c.State), Found: c.Found, Cause: c.Cause, Fix: c.Fix, Fixed: c.Fixed, Before: c.Before,
+		})
+	}
+	return out, nil
+}
+
+// ProbeKVM tries KVM and prints what it found; it may hang.
+func ProbeKVM(out io.Writer) int {
+	doctor.ProbeKVM(out)
+	return 0
+}
+
+// RestoreLimits gives the host back the limits it had before Lodge raised them.
+func RestoreLimits(ctx context.Context, o Options) error { return doctor.Restore(ctx, o.DataDir) }
+
+// OpenAPI writes the description of the API.
+func OpenAPI(out io.Writer) error {
+	text, err := server.OpenAPI()
+	if err != nil {
+		return err
+	}
+	_, err = out.Write(text)
+	return err
+}
+
+// listen opens the socket of the host's administrator and, if wanted, HTTPS. A
+// socket that was left behind by a daemon that died is replaced: the lock on
+// the data directory says that it is dead.
+func (d *daemon) listen() ([]net.Listener, error) {
+	if err := os.Remove(d.opt.Socket()); err != nil && !errors.Is(err, os.ErrNotExist) {
+		return nil, err
+	}
+	local, err := net.Listen("unix", d.opt.Socket())
+	if err != nil {
+		return nil, err
+	}
+	if err := os.Chmod(d.opt.Socket(), 0o660); err != nil {
+		return nil, errors.Join(err, local.Close())
+	}
+	if d.opt.HTTPS == "" {
+		return []net.Listener{local}, nil
+	}
+	remote, err := d.listenHTTPS()
+	if err != nil {
+		return nil, errors.Join(err, local.Close())
+	}
+	return []net.Listener{local, remote}, nil
+}

@@ -1,0 +1,15 @@
+#!/usr/bin/env bash
+# test.sh [long]: every check and test. Tests that start daemons and guests make
+# network, mount and process namespaces of their own. With "long" also those
+# that take longer than CI has.
+set -euo pipefail
+cd "$(dirname "$0")/.."
+scripts/deps.sh test
+scripts/check.sh
+[ "${1:-}" = long ] && export LODGE_TEST_LONG=1
+
+echo "test: packages, with the race detector"
+# shellcheck disable=SC2046 # a list of packages
+CGO_ENABLED=1 go test -race -timeout 20m $(go list ./... | grep -v /test/)
+echo "test: the real programs and guests"
+go test -count=1 -timeout 40m -v ./test/e2e 2>&1 | grep -v -e '^=== ' -e '^    --- PASS'

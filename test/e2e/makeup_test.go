@@ -1,0 +1,108 @@
+package e2e
+
+import (
+	"encoding/json"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+
+	"lodge/api"
+	"lodge/test/sandbox"
+)
+
+// TestMakeUp does what the README tells a newcomer to do, on a machine (a
+// network and a data directory) where nothing has been done yet.
+func TestMakeUp(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("guests need root")
+	}
+	root, err := filepath.Abs("../..")
+	if err != nil {
+		t.Fatal(err)
+	}
+	dir, err := os.MkdirTemp("/var/tmp", "lodge-up-")
+	if err != nil {
+		t.Fatal(err)
+	}
+	env := []string{
+		"LODGE_DATA=" + dir + "/data", "LODGE_RUN=" + dir + "/run", "http_proxy=" + sandbox.Proxy(t),
+		"LODGED_FLAGS=--https none --raise-limits=false --prefix up --host testhost --cgroup " + filepath.Base(dir),
+	}
+	lodge := func(args ...string) result {
+		return runIn(t, []string{"LODGE_HOST=unix://" + dir + "/run/lodged.sock"}, nil, append([]string{binary(t, "lodge")}, args...)...)
+	}
+	t.Cleanup(func() {
+		if t.Failed() {
+			text, _ := os.ReadFile(dir + "/data/lodged.log")
+			t.Logf("the daemon's log:\n%s", lastPart(text, 8000))
+		}
+		runIn(t, env, nil, root+"/scripts/down.sh")
+		os.RemoveAll(dir)
+	})
+
+	up := runIn(t, env, nil, root+"/scripts/up.sh")
+	if up.code != 0 {
+		t.Fatalf("make up: %d\n%s%s", up.code, up.out, up.err)
+	}
+	t.Log(up.out)
+	for _, name := range []string{"web1", "db1", "dev1", "running"} {
+		if !strings.Contains(up.out, name) {
+			t.Errorf("make up does not show %s", name)
+		}
+	}
+	if r := lodge("exec", "web1", "--", "systemctl", "is-system-running"); strings.TrimSpace(r.out) != "running" {
+		failed := lodge("exec", "web1", "--", "systemctl", "--failed", "--no-legend")
+		t.Errorf("systemd says %q; failed units:\n%s", r.out, failed.out)
+	}
+	if r := lodge("exec", "web1", "--", "ping", "-c1", "-W5", "db1"); r.code != 0 {
+		t.Errorf("web1 does not reach db1 by name: %s%s", r.out, r.err)
+	}
+	if again := runIn(t, env, nil, root+"/scripts/up.sh"); again.code != 0 {
+		t.Errorf("a second make up: %d\n%s%s", again.code, again.out, again.err)
+	}
+
+	if down := runIn(t, env, nil, root+"/scripts/down.sh"); down.code != 0 {
+		t.Fatalf("make down: %d\n%s%s", down.code, down.out, down.err)
+	}
+	nothingLeft(t, dir, "up")
+	if up := runIn(t, env, nil, root+"/scripts/up.sh"); up.code != 0 {
+		t.Fatalf("make up after make down: %d\n%s%s", up.code, up.out, up.err)
+	}
+	var all []api.Guest
+	if err := json.Unmarshal([]byte(lodge("ls", "-o", "json").out), &all); err != nil || len(all) != 3 {
+		t.Errorf("after make up, down, up: %d guests, %v", len(all), err)
+	}
+}
+
+// nothingLeft checks that no mount, device, table, group or process of a server
+// is left.
+func nothingLeft(t *testing.T, dir, prefix string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range strings.Split(string(mounts), "\n") {
+		if strings.Contains(line, dir) {
+			t.Errorf("a mount is left: %s", line)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + filepath.Base(dir), "/sys/fs/cgroup/" + filepath.Base(dir)} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("control groups are left: %v", left)
+		}
+	}
+	if out := run(t, nil, "nft", "list", "tables").out; strings.Contains(out, prefix) {
+		t.Errorf("nftables tables are left: %s", out)
+	}
+	if out := run(t, nil, "ip", "-o", "link").out; strings.Contains(out, " "+prefix) || strings.Contains(out, " lg") {
+		t.Errorf("network devices are left: %s", out)
+	}
+	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
+	for _, p := range procs {
+		if text, _ := os.ReadFile(p); strings.Contains(string(text), dir) {
+			t.Errorf("a process is left: %s", strings.ReplaceAll(string(text), "\x00", " "))
+		}
+	}
+}
