@@ -5,6 +5,9 @@ import (
 	"context"
 	"fmt"
 	"io"
+	"os"
+
+	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
 	"lodge/internal/base/treetar"
@@ -32,8 +35,14 @@ func (s *Store) Export(ctx context.Context, digest, format string, w io.Writer) 
 		return fmt.Errorf("exporting an image: %w", err)
 	}
 	defer tree.Close()
+	fd, err := unix.Openat(int(tree.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return fmt.Errorf("exporting an image: %w", err)
+	}
+	root := os.NewFile(uintptr(fd), digest)
+	defer root.Close()
 	tw := tar.NewWriter(w)
-	if err := treetar.Pack(ctx, tw, tree, ".", ""); err != nil {
+	if err := treetar.Pack(ctx, tw, root, ".", ""); err != nil {
 		return fmt.Errorf("exporting an image: %w", err)
 	}
 	return tw.Close()
