@@ -27,9 +27,9 @@ var (
 	_ engine.Machine = (*Machine)(nil)
 	_ engine.Pauser  = (*Machine)(nil)
 	_ engine.Resizer = (*Machine)(nil)
-	// _ engine.Execer  = (*Machine)(nil)
-	// _ engine.Filer   = (*Machine)(nil)
-	_ engine.Meter = (*Machine)(nil)
+	_ engine.Execer  = (*Machine)(nil)
+	_ engine.Filer   = (*Machine)(nil)
+	_ engine.Meter   = (*Machine)(nil)
 )
 
 // Probe reports whether the guest is paused.

@@ -204,6 +204,7 @@ static void run(u64 pc, int child);
 static void child_main(u64 pc) { run(pc, 1); }
 
 static void __attribute__((noreturn)) fail(int child, s32 number, u32 label) {
+  if (number < 0) number = -number;
   if (!child) die(number, text_at(label));
   child_label = label;
   __atomic_store_n(&child_error, number ? number : EINVAL_, __ATOMIC_RELEASE);
