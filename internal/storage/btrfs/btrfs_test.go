@@ -118,6 +118,28 @@ func TestAnotherPoolsDeviceIsRefused(t *testing.T) {
 	}
 }
 
+// TestDestroyedTwice proves that a late second Destroy spares the next owner
+// of the device.
+func TestDestroyedTwice(t *testing.T) {
+	storagetest.NeedRoot(t)
+	dev := device(t)
+	c := storagetest.Case{Driver: New(quiet()), Dir: t.TempDir() + "/pool", Spec: pool.Spec{Source: dev}}
+	p := storagetest.Open(t, c)
+	must(t, os.WriteFile(c.Dir+"/somebody's", nil, 0o600)) // so that the directory stays
+	must(t, p.Destroy(t.Context()))
+	next, err := c.Driver.Open(t.Context(), "next", c.Spec, t.TempDir()+"/pool")
+	must(t, err)
+	t.Cleanup(func() { storagetest.Clear(t, next) })
+	must(t, unix.Unmount(next.(*btrfsPool).root, 0))
+	must(t, p.Destroy(t.Context()))
+	if label, isBtrfs, err := btrfsLabel(dev); err != nil || !isBtrfs || label != "lodge-next" {
+		t.Errorf("the device now holds btrfs=%v %q, %v", isBtrfs, label, err)
+	}
+	if _, err := os.Stat(c.Dir + "/somebody's"); err != nil {
+		t.Error(err)
+	}
+}
+
 // TestOneLoopDevice proves that neither a second open nor one after the mount
 // went away makes a second device, and that unmounting frees it.
 func TestOneLoopDevice(t *testing.T) {

@@ -284,7 +284,7 @@ func (p *btrfsPool) takeApart(ctx context.Context) error {
 		}
 	}
 	if p.where == onDevice {
-		if err := wipe(p.source); err != nil {
+		if err := p.wipe(); err != nil {
 			return err
 		}
 	}
@@ -364,13 +364,17 @@ func btrfsLabel(dev string) (label string, isBtrfs bool, err error) {
 	return string(text), true, nil
 }
 
-// wipe makes a device blank again, as far as any tool looks.
-func wipe(dev string) error {
-	f, err := os.OpenFile(dev, os.O_WRONLY|unix.O_EXCL, 0)
+// wipe makes the pool's device blank again, as far as any tool looks. A device
+// that holds something else by now is left alone.
+func (p *btrfsPool) wipe() error {
+	f, err := os.OpenFile(p.source, os.O_WRONLY|unix.O_EXCL, 0) // EBUSY while it is mounted anywhere
 	if err != nil {
 		return err
 	}
 	defer f.Close()
+	if label, isBtrfs, err := btrfsLabel(p.source); err != nil || !isBtrfs || label != p.label() {
+		return err
+	}
 	if _, err := f.WriteAt(make([]byte, 4096), superOffset); err != nil {
 		return err
 	}
