@@ -70,7 +70,13 @@ type Runner struct {
 	loops   map[string]*loop
 	writer  map[model.Kind]string
 	readers map[model.Kind][]reader
-	stores  []*store.Store
+	feeds   []feed
+}
+
+// feed is a store and how far its events have been taken.
+type feed struct {
+	store *store.Store
+	from  store.Rev
 }
 
 // reader is a reconciler's interest in a kind.
@@ -117,8 +123,10 @@ func (r *Runner) Add(rec Reconciler) error {
 	return nil
 }
 
-// Feed makes the changes of a store wake who reads them.
-func (r *Runner) Feed(s *store.Store) { r.stores = append(r.stores, s) }
+// Feed makes every change of a store from now on wake who reads it.
+func (r *Runner) Feed(s *store.Store) {
+	r.feeds = append(r.feeds, feed{store: s, from: s.Rev()})
+}
 
 // Wake makes a reconciler look at one of its ids soon, for reasons that no
 // store knows, such as a process that ended. It never blocks; before Run it is
@@ -149,14 +157,12 @@ func (r *Runner) Graph() []string {
 
 // Run runs the reconcilers until ctx is done and none is at work any more.
 func (r *Runner) Run(ctx context.Context) error {
-	var feeds, work sync.WaitGroup
+	var following, work sync.WaitGroup
 	for _, l := range r.loops {
 		l.start(ctx, &work)
 	}
-	for _, s := range r.stores {
-		// Follow from before the first look, so nothing falls between.
-		from := s.Rev()
-		feeds.Go(func() { r.follow(ctx, s, from) })
+	for _, f := range r.feeds {
+		following.Go(func() { r.follow(ctx, f) })
 	}
 	r.wakeAll()
 	resync := time.NewTicker(ResyncEvery)
@@ -168,7 +174,7 @@ func (r *Runner) Run(ctx context.Context) error {
 		case <-ctx.Done():
 		}
 	}
-	feeds.Wait()
+	following.Wait()
 	for _, l := range r.loops {
 		l.stop()
 	}
@@ -177,16 +183,16 @@ func (r *Runner) Run(ctx context.Context) error {
 }
 
 // follow turns a store's events into wakes.
-func (r *Runner) follow(ctx context.Context, s *store.Store, from store.Rev) {
+func (r *Runner) follow(ctx context.Context, f feed) {
 	for ctx.Err() == nil {
-		for e, err := range s.Events(ctx, from) {
+		for e, err := range f.store.Events(ctx, f.from) {
 			if err != nil {
 				r.log.Warn("events were missed, everything is looked at again", "error", err)
-				from = s.Rev()
+				f.from = f.store.Rev()
 				r.wakeAll()
 				break
 			}
-			from = e.Rev
+			f.from = e.Rev
 			r.take(e)
 		}
 		select {
