@@ -8,6 +8,11 @@
 // tables per network, "inet PREFIX_NAME" and "bridge PREFIX_NAME"; what is
 // plugged is remembered in the sets of the latter, so a daemon that starts
 // again finds it there.
+//
+// Port forwards are translated by the kernel alone. Two ways stay closed: [::1]
+// as the host's address (Linux takes no answer for ::1 from another device),
+// and, where br_netfilter is on, from a guest on a leaf through the host's port
+// to a guest on the same leaf.
 package bridge
 
 import (
@@ -94,7 +99,9 @@ func namesOf(prefix, network string) names {
 	return n
 }
 
-func (n names) leaf(i int) string      { return fmt.Sprintf("%sb%d", n.tag, i) }
+// leaves begins the names of all leaf bridges.
+func (n names) leaves() string         { return n.tag + "b" }
+func (n names) leaf(i int) string      { return fmt.Sprintf("%s%d", n.leaves(), i) }
 func (n names) rootEnd(i int) string   { return fmt.Sprintf("%su%d", n.tag, i) }
 func (n names) leafEnd(i int) string   { return fmt.Sprintf("%sd%d", n.tag, i) }
 func (n names) isPart(dev string) bool { return dev == n.root || strings.HasPrefix(dev, n.tag) }

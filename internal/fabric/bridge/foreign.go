@@ -42,7 +42,9 @@ func places(chains []*nftables.Chain, nm names) []place {
 			}
 			return chains[i]
 		}
-		pass := [][]expr.Any{exception(iif(nm.root)), exception(oif(nm.root))}
+		// br_netfilter shows these chains what is only switched on a leaf, too.
+		pass := [][]expr.Any{exception(iif(nm.root)), exception(oif(nm.root)),
+			exception(metaIs(expr.MetaKeyIIFNAME, []byte(nm.leaves())))}
 		if c := find("DOCKER-USER"); c != nil {
 			out = append(out, place{c, pass})
 		} else if c := find("FORWARD"); c != nil && drops(c) {

@@ -93,17 +93,6 @@ func guard(c *nftables.Conn, name string) error {
 		rule(portAnd(ip, ip4Source, 4), in(setIPv4), accept),
 		rule(fieldIs(ip, ip4Source, any4[:]), udpPorts(68, 67), accept),
 		drop)
-	l.chain(&nftables.Chain{Name: "ip6"},
-		rule(icmp6(typeRA), drop),
-		rule(icmp6(typeRedirect), drop),
-		rule(udpPorts(547, 546), drop),
-		rule(icmp6(typeNA), jump("na")),
-		rule(icmp6(typeNS), jump("ns")),
-		rule(icmp6(typeRS), fieldIs(th, rsOption, []byte{1, 1}), portAnd(th, rsOption+2, 6), notIn(setMACs), drop),
-		rule(portAnd(ip, ip6Source, 16), in(setIPv6), accept),
-		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeRS), accept),
-		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeMLDv2), accept),
-		drop)
 	// 32 bytes are the message and one link-layer option: nothing can hide
 	// behind the first.
 	oneOption := rule(load(ip, ip6Length, 2, reg1), cmp(expr.CmpOpGt, be16(32)))
@@ -120,6 +109,17 @@ func guard(c *nftables.Conn, name string) error {
 		rule(portAnd(ip, ip6Source, 16), notIn(setIPv6), drop),
 		rule(fieldIs(th, ndOption, []byte{1, 1}), portAnd(th, ndOption+2, 6), notIn(setMACs), drop),
 		accept)
+	l.chain(&nftables.Chain{Name: "ip6"},
+		rule(icmp6(typeRA), drop),
+		rule(icmp6(typeRedirect), drop),
+		rule(udpPorts(547, 546), drop),
+		rule(icmp6(typeNA), jump("na")),
+		rule(icmp6(typeNS), jump("ns")),
+		rule(icmp6(typeRS), fieldIs(th, rsOption, []byte{1, 1}), portAnd(th, rsOption+2, 6), notIn(setMACs), drop),
+		rule(portAnd(ip, ip6Source, 16), in(setIPv6), accept),
+		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeRS), accept),
+		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeMLDv2), accept),
+		drop)
 	l.chain(&nftables.Chain{Name: "from_port", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300)},
 		rule(meta(expr.MetaKeyIIFNAME, reg1), notIn(setPorts), accept),

@@ -56,7 +56,10 @@ func nat(c *nftables.Conn, nm names, spec network.Spec) error {
 		Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource}, departures(nm, spec)...)
 	l.chain(&nftables.Chain{Name: "raw", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw},
-		rule(iif(nm.root), within(loopback4(), false, expr.CmpOpEq), drop))
+		rule(iif(nm.root), within(loopback4(), false, expr.CmpOpEq), drop),
+		// With br_netfilter a leaf's frames come by here too; translated there,
+		// they would be translated for the wrong device. The root does it.
+		rule(metaIs(expr.MetaKeyIIFNAME, []byte(nm.leaves())), one(&expr.Notrack{})))
 
 	// Guests of one network talk to each other; from elsewhere comes only what
 	// answers a guest or was forwarded. A network without NAT is routed, so
@@ -77,6 +80,8 @@ func nat(c *nftables.Conn, nm names, spec network.Spec) error {
 // ctDNAT is IPS_DST_NAT of linux/netfilter/nf_conntrack_common.h.
 const ctDNAT = 1 << 5
 
+func loopback6() netip.Prefix { return netip.PrefixFrom(netip.IPv6Loopback(), 128) }
+
 func loopback4() netip.Prefix { return netip.PrefixFrom(netip.AddrFrom4([4]byte{127}), 8) }
 
 // arrivals are the rules of port forwards, for packets from elsewhere and from
@@ -91,6 +96,10 @@ func arrivals() [][]expr.Any {
 	ip, th := expr.PayloadBaseNetworkHeader, expr.PayloadBaseTransportHeader
 	const v4, v6 = unix.NFPROTO_IPV4, unix.NFPROTO_IPV6
 	return [][]expr.Any{
+		// Linux takes no answer for ::1 from any device but lo, so a forward
+		// cannot start there: who tries is refused at once, and goes on to
+		// 127.0.0.1 if "localhost" was meant.
+		rule(within(loopback6(), false, expr.CmpOpEq), verdict(expr.VerdictReturn)),
 		rule(family(v4), proto, load(ip, 16, 4, reg32x01), load(th, 2, 2, reg32x02), mapped(mapOne4), dnat(v4, reg32x01)),
 		rule(family(v4), local, proto, load(th, 2, 2, reg32x01), mapped(mapAny4), dnat(v4, reg32x01)),
 		rule(family(v6), proto, load(ip, 24, 16, reg32x01), load(th, 2, 2, reg32x05), mapped(mapOne6), dnat(v6, reg2)),
@@ -105,7 +114,6 @@ func departures(nm names, spec network.Spec) [][]expr.Any {
 	forwarded := ctHas(expr.CtKeySTATUS, ctDNAT)
 	rules := [][]expr.Any{
 		rule(oif(nm.root), within(loopback4(), true, expr.CmpOpEq), masq),
-		rule(oif(nm.root), within(netip.PrefixFrom(netip.IPv6Loopback(), 128), true, expr.CmpOpEq), masq),
 	}
 	for _, p := range []netip.Prefix{spec.IPv4, spec.IPv6} {
 		if !p.IsValid() {

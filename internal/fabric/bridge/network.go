@@ -348,6 +348,10 @@ func (n *Network) admit(set []fabric.Forward, f fabric.Forward) error {
 	if f.Target == 0 {
 		return errs.Bad("target", "port 0 cannot be forwarded to", "choose one from 1 to 65535")
 	}
+	if f.Listen == netip.IPv6Loopback() {
+		return &errs.Error{Kind: errs.Unsupported, Field: "listen", Msg: "a port of ::1 cannot be forwarded",
+			Hint: "listen on 127.0.0.1, or on every address"}
+	}
 	for _, o := range set {
 		if o.Protocol == f.Protocol && o.Listen == f.Listen && o.Port == f.Port {
 			return &errs.Error{Kind: errs.Conflict, Field: "port",
