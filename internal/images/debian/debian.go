@@ -153,10 +153,8 @@ func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string
 	for _, o := range aptOptions(ctx) {
 		args = append(args, "--aptopt="+o)
 	}
-	if v == image.Minimal {
-		for _, o := range trim() {
-			args = append(args, "--dpkgopt="+o)
-		}
+	for _, o := range dpkgOptions(v) {
+		args = append(args, "--dpkgopt="+o)
 	}
 	args = append(args, codename, tree)
 	for _, m := range mirrors {

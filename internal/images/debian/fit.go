@@ -54,6 +54,16 @@ func trim() []string {
 	}
 }
 
+// dpkgOptions are for the build: a tree that a crash cuts off is thrown away,
+// so dpkg need not wait for the disk after each file.
+func dpkgOptions(v image.Variant) []string {
+	options := []string{"force-unsafe-io"}
+	if v == image.Minimal {
+		options = append(options, trim()...)
+	}
+	return options
+}
+
 // fit turns a fresh installation into an image: nothing of the host, no
 // identity of its own, and quick to boot as a guest of any model. The tree is
 // Debian's own work, so its links are trusted.
@@ -66,8 +76,9 @@ func fit(tree string, v image.Variant, mirrors []mirror, epoch time.Time) error 
 		t.ssh()
 		t.cloudInit()
 	}
+	t.remove("etc/dpkg/dpkg.cfg.d/99mmdebstrap")
 	if v == image.Minimal {
-		t.rename("etc/dpkg/dpkg.cfg.d/99mmdebstrap", "etc/dpkg/dpkg.cfg.d/lodge-minimal")
+		t.write("etc/dpkg/dpkg.cfg.d/lodge-minimal", strings.Join(trim(), "\n")+"\n")
 	}
 	return errors.Join(t.failed...)
 }
@@ -107,10 +118,6 @@ func (t *tweak) remove(patterns ...string) {
 			t.check(os.RemoveAll(f))
 		}
 	}
-}
-
-func (t *tweak) rename(from, to string) {
-	t.check(os.Rename(filepath.Join(t.tree, from), filepath.Join(t.tree, to)))
 }
 
 func (t *tweak) link(target, name string) {

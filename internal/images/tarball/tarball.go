@@ -7,6 +7,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"path/filepath"
 	"strconv"
@@ -152,7 +153,7 @@ func refusal(err error) error {
 	case errors.Is(err, treetar.ErrEscape):
 		bad.Msg = fmt.Sprintf("entry %q leads outside of the tree", entry.Name)
 		bad.Hint = "make the tar of a root tree, without \"..\" and without writing through symbolic links: `tar -C ROOT -cf root.tar .`"
-	case named:
+	case named && !errors.Is(err, io.ErrUnexpectedEOF):
 		bad.Msg = fmt.Sprintf("entry %q can't be imported: %v", entry.Name, entry.Err)
 		bad.Hint = "make the tar of a root tree: `tar -C ROOT -cf root.tar .`"
 	default:
