@@ -67,7 +67,7 @@ func TestExec(t *testing.T) {
 		{session.Request{Argv: []string{"sh", "-c", "echo $X $container $PWD $HOME $USER; id"}, Env: []string{"X=y"}},
 			"y lodge /root /root root\nuid=0(root) gid=0(root)", 0},
 		{session.Request{Argv: []string{"sh", "-c", "echo $HOME; id; grep Cap[EP] /proc/self/status"}, User: "ann", Dir: "/tmp"},
-			"/home/ann\nuid=1000(ann) gid=1000(ann) groups=1000(ann),29(audio)\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000", 0},
+			"/home/ann\nuid=1000(ann) gid=1000(ann) groups=29(audio),1000(ann)\nCapPrm:\t0000000000000000\nCapEff:\t0000000000000000", 0},
 		{session.Request{Argv: []string{"id"}, User: "1000:29"}, "uid=1000(ann) gid=29(audio)", 0},
 		{session.Request{Argv: []string{"id"}, User: "4711"}, "uid=4711 gid=0", 0},
 		{session.Request{Argv: []string{"sh", "-c", "cat /proc/self/cgroup | grep ^0:; hostname; ls /proc/self/ns | wc -l"}}, "0::/lodge-exec\nguest1\n", 0},

@@ -74,7 +74,7 @@ func (m *Machine) carry(ctx context.Context, verb []string, where string, from i
 	case failed != nil:
 		return failed
 	case status != 0: // who feeds it may be waiting for bytes that never come
-		return &errs.Error{Op: "oslevel.files", Kind: kindOfRemark(remark), Field: "path", Msg: remark, Err: fmt.Errorf("the agent ended with %d", status)}
+		return complaint(status, remark)
 	}
 	return <-sent
 }
@@ -97,15 +97,20 @@ func listen(r io.Reader) string {
 	return strings.TrimSpace(b.String())
 }
 
-// kindOfRemark sorts the agent's complaint, whose last words are the kernel's.
-func kindOfRemark(said string) errs.Kind {
-	for end, kind := range map[string]errs.Kind{
-		"no such file or directory": errs.NotFound, "not a directory": errs.Invalid, "permission denied": errs.Denied,
-		"no space left on device": errs.NoSpace, "disk quota exceeded": errs.NoSpace, "read-only file system": errs.Denied,
-	} {
-		if strings.HasSuffix(said, end) {
-			return kind
-		}
+// agentNotFound is the agent's exit status when the path is not there.
+const agentNotFound = 3
+
+// complaint turns how the agent ended, and its one line, into an error.
+func complaint(status int, remark string) error {
+	kind := errs.Invalid
+	switch {
+	case status == agentNotFound:
+		kind = errs.NotFound
+	case status > signalled:
+		kind = errs.Conflict // the guest ended, or its memory did
+	case strings.HasSuffix(remark, "no space left on device"), strings.HasSuffix(remark, "disk quota exceeded"):
+		kind = errs.NoSpace
 	}
-	return errs.Internal
+	return &errs.Error{Op: "oslevel.files", Kind: kind, Field: "path", Msg: strings.TrimPrefix(remark, "lodge-agent: "),
+		Err: fmt.Errorf("the agent ended with %d", status)}
 }
