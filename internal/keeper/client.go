@@ -3,6 +3,7 @@ package keeper
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net"
 	"path/filepath"
@@ -30,6 +31,7 @@ type Client struct {
 	exits   map[*subscription]struct{}
 	keeper  string // the instance that knows what we hold
 	leaving bool   // the keeper is about to end as we wish: no other is started
+	trying  bool   // reconnect is at work
 }
 
 // line is one connection and the requests that wait for a reply on it.
@@ -83,8 +85,7 @@ func (c *Client) connect(ctx context.Context) error {
 		conn.Close()
 		return err
 	}
-	c.settle(l, hello.Instance, listed)
-	return nil
+	return c.settle(l, hello.Instance, listed)
 }
 
 // handOver tells a keeper that does not know what we hold.
@@ -112,7 +113,7 @@ func (c *Client) handOver(ctx context.Context, l *line, instance string) error {
 
 // settle makes l the connection in use. What we held and the keeper did not
 // list has ended and was forgotten behind our back.
-func (c *Client) settle(l *line, instance string, listed map[string]bool) {
+func (c *Client) settle(l *line, instance string, listed map[string]bool) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	for name := range c.held {
@@ -121,17 +122,17 @@ func (c *Client) settle(l *line, instance string, listed map[string]bool) {
 		}
 	}
 	select {
-	case <-l.lost: // serve has seen to it already, before there was anything to see to
-		go c.reconnect()
-		return
+	case <-l.lost:
+		return errLost
 	default:
 	}
 	if c.life.Err() != nil { // closed meanwhile
 		l.conn.Close()
-		return
+		return c.life.Err()
 	}
-	c.line, c.keeper, c.failed = l, instance, nil
+	c.line, c.keeper, c.failed, c.trying = l, instance, nil, false
 	c.tell()
+	return nil
 }
 
 // tell wakes everyone who waits for the connection to change. Callers hold mu.
@@ -170,19 +171,26 @@ func (c *Client) serve(l *line, listed map[string]bool) {
 	l.conn.Close()
 	c.mu.Lock()
 	close(l.lost)
-	inUse, leaving := c.line == l, c.leaving
+	inUse := c.line == l
 	if inUse {
 		c.line = nil
 		c.tell()
 	}
 	c.mu.Unlock()
-	if inUse && !leaving {
+	if inUse {
 		go c.reconnect()
 	}
 }
 
 // reconnect tries until there is a keeper again or the client is closed.
 func (c *Client) reconnect() {
+	c.mu.Lock()
+	idle := c.trying || c.leaving || c.line != nil
+	c.trying = c.trying || !idle
+	c.mu.Unlock()
+	if idle {
+		return
+	}
 	for pause := 10 * time.Millisecond; c.life.Err() == nil; pause = min(2*pause, 2*time.Second) {
 		ctx, cancel := context.WithTimeout(c.life, 30*time.Second)
 		err := c.connect(ctx)
@@ -227,8 +235,11 @@ func (c *Client) connected(ctx context.Context) (*line, error) {
 }
 
 // errLost says that the connection ended before the reply came: the request may
-// have been answered or not.
-var errLost = errors.New("the keeper was lost")
+// have been carried out or not. errUnsent is the case in which it was not.
+var (
+	errLost   = errors.New("the keeper was lost")
+	errUnsent = fmt.Errorf("%w before it was asked", errLost)
+)
 
 // call asks once on this connection.
 func (l *line) call(ctx context.Context, m Message, fds ...int) (Message, error) {
@@ -250,7 +261,8 @@ func (l *line) call(ctx context.Context, m Message, fds ...int) (Message, error)
 		return Message{}, err
 	}
 	if err != nil {
-		return Message{}, errLost
+		l.conn.Close() // serve sees it if it has not yet
+		return Message{}, errUnsent
 	}
 	select {
 	case r := <-reply:
@@ -329,25 +341,33 @@ func (c *Client) Start(ctx context.Context, name string, p Program) (Held, error
 		fds = append(fds, int(f.Fd()))
 		p.Input = nil
 	}
-	l, err := c.connected(ctx)
-	if err != nil {
-		return nil, err
-	}
-	_, err = l.call(ctx, Message{Op: OpStart, Name: name, Program: &p}, fds...)
-	if errors.Is(err, errLost) {
-		// It may run or not. What the next keeper has tells.
-		if _, lost := c.connected(ctx); lost != nil {
-			return nil, lost
+	for {
+		l, err := c.connected(ctx)
+		if err != nil {
+			return nil, err
 		}
-		if h, found := c.Find(name); found == nil {
+		_, err = l.call(ctx, Message{Op: OpStart, Name: name, Program: &p}, fds...)
+		if err == nil {
+			return c.Find(name)
+		}
+		if !errors.Is(err, errLost) {
+			return nil, err
+		}
+		if err := c.past(ctx, l); err != nil {
+			return nil, err
+		}
+		if errors.Is(err, errUnsent) {
+			continue
+		}
+		// It may run or not. What the next keeper has tells.
+		if _, err := c.connected(ctx); err != nil {
+			return nil, err
+		}
+		if h, err := c.Find(name); err == nil {
 			return h, nil
 		}
 		return nil, &errs.Error{Op: "keeper.start", Kind: errs.Busy, Ref: name, Msg: "the keeper was lost while it started the program"}
 	}
-	if err != nil {
-		return nil, err
-	}
-	return c.Find(name)
 }
 
 // Find returns what is kept under name.

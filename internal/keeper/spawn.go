@@ -153,19 +153,25 @@ func (c *Client) Upgrade(ctx context.Context, binary string) error {
 // Shutdown ends the keeper and closes the client. It fails with errs.Conflict
 // while a program runs.
 func (c *Client) Shutdown(ctx context.Context) error {
-	l, err := c.connected(ctx)
-	if err != nil {
-		return err
-	}
-	c.setLeaving(true)
-	if _, err := l.call(ctx, Message{Op: OpShutdown}); err != nil {
-		c.setLeaving(false)
-		if errors.Is(err, errLost) {
-			go c.reconnect() // it was lost before it could end
+	for {
+		l, err := c.connected(ctx)
+		if err != nil {
+			return err
 		}
-		return err
+		c.setLeaving(true)
+		_, err = l.call(ctx, Message{Op: OpShutdown})
+		if err == nil {
+			return c.Close()
+		}
+		c.setLeaving(false)
+		if !errors.Is(err, errLost) {
+			return err
+		}
+		if err := c.past(ctx, l); err != nil {
+			return err
+		}
+		go c.reconnect() // it was lost before it could end
 	}
-	return c.Close()
 }
 
 func (c *Client) setLeaving(leaving bool) {
