@@ -10,7 +10,6 @@ import (
 	"io"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
@@ -57,7 +56,7 @@ func (s *Source) Check(spec image.Spec) error {
 	case !ids.Valid(spec.Upload):
 		return errs.Bad("upload", "an import needs an upload", "use `lodge image import FILE NAME`")
 	}
-	if _, err := os.Stat(s.upload(spec.Upload)); err != nil {
+	if _, err := readStamp(s.upload(spec.Upload)); err != nil {
 		return &errs.Error{
 			Op: "image.import", Kind: errs.NotFound, Field: "upload", Err: err,
 			Msg: "the uploaded file is not there any more", Hint: "import it again",
@@ -70,19 +69,15 @@ func (s *Source) Check(spec image.Spec) error {
 func (s *Source) Make(ctx context.Context, spec image.Spec, _, out string, told images.Told) (image.Info, error) {
 	folder := s.upload(spec.Upload)
 	tree := filepath.Join(folder, treeName)
-	b, err := os.ReadFile(filepath.Join(folder, newestName))
+	newest, err := readStamp(folder)
 	if err != nil {
 		return image.Info{}, err
-	}
-	newest, err := strconv.ParseInt(string(b), 10, 64)
-	if err != nil {
-		return image.Info{}, fmt.Errorf("upload %s: %w", spec.Upload, err)
 	}
 	info, err := images.Inspect(tree)
 	if err != nil {
 		return image.Info{}, err
 	}
-	return info, images.WriteEROFS(ctx, tree, out, time.Unix(newest, 0), told)
+	return info, images.WriteEROFS(ctx, tree, out, newest, told)
 }
 
 // rules decide what of a tar goes into an image, and count it.

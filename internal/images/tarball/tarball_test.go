@@ -191,6 +191,19 @@ func TestAFullDiskIsNotTheSendersFault(t *testing.T) {
 	}
 }
 
+// What a crash of the host left may have holes in it.
+func TestAnUploadOfAnotherBootDoesNotCount(t *testing.T) {
+	s := newSource(t, t.TempDir())
+	id, err := s.Receive(t.Context(), bytes.NewReader(good(t)), 0)
+	must(t, err)
+	spec := image.Spec{Source: "import", Upload: id}
+	must(t, s.Check(spec))
+	must(t, os.WriteFile(filepath.Join(s.upload(id), stampName), []byte("00000000-0000-0000-0000-000000000000\n1\n"), 0o600))
+	if err := s.Check(spec); !errs.Is(err, errs.NotFound) {
+		t.Error(err)
+	}
+}
+
 type broken struct{}
 
 func (broken) Read([]byte) (int, error) { return 0, syscall.ECONNRESET }

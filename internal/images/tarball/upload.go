@@ -19,19 +19,17 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
-	"lodge/internal/base/fsx"
 	"lodge/internal/base/ids"
 	"lodge/internal/base/treetar"
 )
 
 // An upload is unpacked as it arrives, into a folder that gets its id for a
-// name only when all of it is there. Beside the tree is the time of its newest
-// entry.
+// name only when all of it is there. Beside the tree is a stamp.
 func (s *Source) upload(id string) string { return filepath.Join(s.dir, id) }
 
 const (
-	treeName   = "tree"
-	newestName = "newest"
+	treeName  = "tree"
+	stampName = "stamp"
 )
 
 // Receive unpacks an upload and checks every entry on the way, so that what
@@ -63,18 +61,14 @@ func (s *Source) Receive(ctx context.Context, body io.Reader, maxSize uint64) (i
 	if err != nil {
 		return "", refusal(err)
 	}
-	stamp := strconv.AppendInt(nil, newest.Unix(), 10)
-	if err := os.WriteFile(filepath.Join(temp, newestName), stamp, 0o600); err != nil {
-		return "", hostError(err)
-	}
-	if err := syncTree(temp); err != nil {
+	if err := writeStamp(temp, newest); err != nil {
 		return "", hostError(err)
 	}
 	id = ids.New()
 	if err := os.Rename(temp, s.upload(id)); err != nil {
 		return "", hostError(err)
 	}
-	return id, fsx.SyncDir(s.dir)
+	return id, nil
 }
 
 // unfinished begins the name of the folder of an upload that is being
@@ -106,14 +100,38 @@ func unpack(ctx context.Context, r io.Reader, tree string, maxSize uint64) (newe
 	return rules.newest, rules.whole()
 }
 
-func syncTree(dir string) error {
-	f, err := os.Open(dir)
+// writeStamp says when and of what time an upload is. It isn't synced, nor is
+// the tree: that would wait for all that the host's guests write. An upload
+// from before the host's last boot does not count instead; see readStamp.
+func writeStamp(folder string, newest time.Time) error {
+	boot, err := os.ReadFile(bootID)
 	if err != nil {
 		return err
 	}
-	defer f.Close()
-	return unix.Syncfs(int(f.Fd()))
+	return os.WriteFile(filepath.Join(folder, stampName), fmt.Appendf(boot, "%d\n", newest.Unix()), 0o600)
 }
+
+// readStamp returns the time of the newest entry of an upload that was
+// received since the host booted.
+func readStamp(folder string) (newest time.Time, err error) {
+	boot, err := os.ReadFile(bootID)
+	if err != nil {
+		return newest, err
+	}
+	b, err := os.ReadFile(filepath.Join(folder, stampName))
+	if err != nil {
+		return newest, err
+	}
+	stamp, ok := bytes.CutPrefix(b, boot)
+	if !ok {
+		return newest, errors.New("the upload is from before the host was started")
+	}
+	seconds, err := strconv.ParseInt(string(bytes.TrimSpace(stamp)), 10, 64)
+	return time.Unix(seconds, 0), err
+}
+
+// bootID is another one after each boot (proc_sys_kernel(5)).
+const bootID = "/proc/sys/kernel/random/boot_id"
 
 // sender reads an upload's body and remembers what went wrong on the way here,
 // which is no fault of the tar.
