@@ -134,6 +134,13 @@ func runTinyGuest(long bool) (float64, error) {
 		return 0, err
 	}
 	defer unix.Munmap(page)
+	took, err := runUntilPort(cpu, page)
+	return float64(took.Nanoseconds()) / turns, err
+}
+
+// runUntilPort runs the guest until it writes to a port, and says how long
+// that took. page is what KVM shares with us about the processor.
+func runUntilPort(cpu int, page []byte) (time.Duration, error) {
 	start := time.Now()
 	for {
 		_, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(cpu), kvmRun, 0)
@@ -145,11 +152,10 @@ func runTinyGuest(long bool) (float64, error) {
 		}
 		break
 	}
-	took := time.Since(start)
 	if reason := *(*uint32)(unsafe.Pointer(&page[8])); reason != kvmExitIO {
 		return 0, fmt.Errorf("the guest stopped for reason %d instead of writing to its port", reason)
 	}
-	return float64(took.Nanoseconds()) / turns, nil
+	return time.Since(start), nil
 }
 
 // setUpTinyGuest puts a counting loop at 0x1000 that ends by writing to a
