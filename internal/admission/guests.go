@@ -16,9 +16,13 @@ import (
 	"lodge/internal/store/tables"
 )
 
-// batch is how many guests one transaction makes, so that it stays well within
-// what etcd takes in one request (1.5 MiB by default) even with user-data.
+// batch is how many guests one transaction makes at most, so that it stays
+// within what the store takes at once even with the largest user-data.
 const batch = 100
+
+// batchOf is how many guests with so many cards one transaction may make: each
+// guest is 2 changes and each card up to 4.
+func batchOf(cards int) int { return max(1, min(batch, store.MaxOps/2/(2+4*cards))) }
 
 // CreateGuests makes one guest, or w.Count of them, with their addresses and
 // port forwards. Many guests are made in several transactions under one
@@ -32,7 +36,7 @@ func (d *Door) CreateGuests(ctx context.Context, by string, w GuestWish) (Operat
 	defer p.free()
 	subjects := make([]operation.Subject, 0, len(p.names))
 	var op Operation
-	for names := range slices.Chunk(p.names, batch) {
+	for names := range slices.Chunk(p.names, batchOf(len(p.networks))) {
 		tx := d.Store.Begin()
 		for _, name := range names {
 			s, err := d.createIn(tx, name, p)

@@ -22,7 +22,7 @@ func (s *Server) applyRoutes() {
 }
 
 type applyInput struct {
-	waiting
+	Waiting
 	Body api.ApplyRequest
 }
 

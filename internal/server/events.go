@@ -48,7 +48,7 @@ func (s *Server) eventRoutes() {
 type eventsInput struct {
 	Kind  string `query:"kind" enum:"guest,image,pool,network,forward,operation" doc:"of this kind only"`
 	Since int64  `query:"since" minimum:"0" doc:"every change after this revision; 0 is from now on"`
-	Last  string `header:"Last-Event-ID" doc:"as since, for clients that reconnect by themselves"`
+	Last  string `header:"Last-Event-ID" doc:"as since, for clients that reconnect by themselves; the last revision is told again"`
 }
 
 func (s *Server) events(ctx context.Context, in *eventsInput, w *streamWriter, _ *http.Request) error {
@@ -58,7 +58,9 @@ func (s *Server) events(ctx context.Context, in *eventsInput, w *streamWriter, _
 		if err != nil || n < 0 {
 			return errs.Bad("Last-Event-ID", "is not a revision", "send the id of the last event")
 		}
-		from = store.Rev(n)
+		// One commit may be several events, of which the client may have seen
+		// but the first: tell all of them again rather than lose one.
+		from = store.Rev(max(n-1, 0))
 	}
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()

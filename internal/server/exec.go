@@ -35,7 +35,7 @@ const (
 	lull = 200 * time.Millisecond
 )
 
-func (s *Server) exec(ctx context.Context, in *guestName, w *streamWriter, r *http.Request) error {
+func (s *Server) exec(ctx context.Context, in *GuestName, w *streamWriter, r *http.Request) error {
 	g, err := s.Tables.Guests.Get(in.Name)
 	if err != nil {
 		return err
@@ -309,7 +309,7 @@ func closeAll(files []*os.File) {
 	}
 }
 
-func (s *Server) console(ctx context.Context, in *guestName, w *streamWriter, r *http.Request) error {
+func (s *Server) console(ctx context.Context, in *GuestName, w *streamWriter, r *http.Request) error {
 	g, err := s.Tables.Guests.Get(in.Name)
 	if err != nil {
 		return err

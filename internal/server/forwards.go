@@ -10,7 +10,8 @@ import (
 	"lodge/internal/store/tables"
 )
 
-type forwardName struct {
+// ForwardName is the parameter of every call about one forward.
+type ForwardName struct {
 	Name string `path:"name" doc:"name of the port forward" example:"tcp-8080"`
 }
 
@@ -21,7 +22,7 @@ func (s *Server) forwardRoutes() {
 	register(s, huma.Operation{OperationID: "remove-forward", Method: http.MethodDelete, Path: "/v1/forwards/{name}", Summary: "Close a port of the host", DefaultStatus: http.StatusAccepted}, s.removeForward)
 }
 
-func (s *Server) listForwards(_ context.Context, in *condition) (*listOutput[api.Forward], error) {
+func (s *Server) listForwards(_ context.Context, in *Condition) (*listOutput[api.Forward], error) {
 	return listed(s, *in, func() []api.Forward {
 		all := []api.Forward{}
 		for _, r := range s.Tables.Forwards.List() {
@@ -33,7 +34,7 @@ func (s *Server) listForwards(_ context.Context, in *condition) (*listOutput[api
 
 type forwardOutput struct{ Body api.Forward }
 
-func (s *Server) getForward(_ context.Context, in *forwardName) (*forwardOutput, error) {
+func (s *Server) getForward(_ context.Context, in *ForwardName) (*forwardOutput, error) {
 	r, err := s.Tables.Forwards.Get(in.Name)
 	if err != nil {
 		return nil, err
@@ -42,7 +43,7 @@ func (s *Server) getForward(_ context.Context, in *forwardName) (*forwardOutput,
 }
 
 type createForwardInput struct {
-	waiting
+	Waiting
 	Body api.ForwardCreate
 }
 
@@ -52,8 +53,8 @@ func (s *Server) createForward(ctx context.Context, in *createForwardInput) (*op
 }
 
 type removeForwardInput struct {
-	forwardName
-	waiting
+	ForwardName
+	Waiting
 }
 
 func (s *Server) removeForward(ctx context.Context, in *removeForwardInput) (*operationOutput, error) {

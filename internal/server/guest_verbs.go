@@ -11,15 +11,15 @@ import (
 	"lodge/internal/store/tables"
 )
 
-// verbInput is the request of a verb that needs no words.
-type verbInput struct {
-	guestName
-	waiting
+// VerbInput is the request of a verb that needs no words.
+type VerbInput struct {
+	GuestName
+	Waiting
 }
 
 func (s *Server) guestVerbs() {
 	plain := func(verb, summary string, do func(ctx context.Context, by, name string) (tables.OperationRecord, error)) {
-		register(s, verbRoute(verb, summary), func(ctx context.Context, in *verbInput) (*operationOutput, error) {
+		register(s, verbRoute(verb, summary), func(ctx context.Context, in *VerbInput) (*operationOutput, error) {
 			op, err := do(ctx, person, in.Name)
 			return s.receipt(ctx, op, err, in.Wait)
 		})
@@ -42,7 +42,7 @@ func verbRoute(verb, summary string) huma.Operation {
 }
 
 type stopInput struct {
-	verbInput
+	VerbInput
 	Body *api.GuestStop
 }
 
@@ -56,7 +56,7 @@ func (s *Server) stopGuest(ctx context.Context, in *stopInput) (*operationOutput
 }
 
 type restartInput struct {
-	verbInput
+	VerbInput
 	Force bool `query:"force" doc:"end it at once instead of asking it"`
 }
 
@@ -66,7 +66,7 @@ func (s *Server) restartGuest(ctx context.Context, in *restartInput) (*operation
 }
 
 type renameInput struct {
-	verbInput
+	VerbInput
 	Body api.Rename
 }
 
@@ -77,7 +77,7 @@ func (s *Server) renameGuest(ctx context.Context, in *renameInput) (*operationOu
 
 type usageOutput struct{ Body api.Usage }
 
-func (s *Server) guestUsage(ctx context.Context, in *guestName) (*usageOutput, error) {
+func (s *Server) guestUsage(ctx context.Context, in *GuestName) (*usageOutput, error) {
 	r, err := s.Tables.Guests.Get(in.Name)
 	if err != nil {
 		return nil, err

@@ -17,7 +17,9 @@ import (
 	"lodge/internal/store/tables"
 )
 
-type guestName struct {
+// GuestName is the parameter of every call about one guest. Like all of its
+// kind it is exported only because parameters are found by reflection.
+type GuestName struct {
 	Name string `path:"name" doc:"name of the guest" example:"web1"`
 }
 
@@ -31,7 +33,7 @@ func (s *Server) guestRoutes() {
 }
 
 type listGuestsInput struct {
-	condition
+	Condition
 	Label []string `query:"label,explode" doc:"only guests with this label" example:"tier=web"`
 }
 
@@ -40,7 +42,7 @@ func (s *Server) listGuests(_ context.Context, in *listGuestsInput) (*listOutput
 	if err != nil {
 		return nil, err
 	}
-	return listed(s, in.condition, func() []api.Guest {
+	return listed(s, in.Condition, func() []api.Guest {
 		publish := s.publishes()
 		all := []api.Guest{}
 		for _, r := range s.Tables.Guests.List() {
@@ -53,7 +55,7 @@ func (s *Server) listGuests(_ context.Context, in *listGuestsInput) (*listOutput
 }
 
 type createGuestInput struct {
-	waiting
+	Waiting
 	Key  string `header:"Idempotency-Key" maxLength:"200" doc:"a request with a key known for ten minutes is not carried out again"`
 	Body api.GuestCreate
 }
@@ -70,7 +72,7 @@ type guestOutput struct {
 	Body api.Guest
 }
 
-func (s *Server) getGuest(_ context.Context, in *guestName) (*guestOutput, error) {
+func (s *Server) getGuest(_ context.Context, in *GuestName) (*guestOutput, error) {
 	r, err := s.Tables.Guests.Get(in.Name)
 	if err != nil {
 		return nil, err
@@ -79,8 +81,8 @@ func (s *Server) getGuest(_ context.Context, in *guestName) (*guestOutput, error
 }
 
 type setGuestInput struct {
-	guestName
-	waiting
+	GuestName
+	Waiting
 	IfMatch string `header:"If-Match" doc:"change it only if this is still its ETag"`
 	Body    api.GuestPatch
 }
@@ -106,8 +108,8 @@ func parseMatch(header string) (int64, error) {
 }
 
 type removeGuestInput struct {
-	guestName
-	waiting
+	GuestName
+	Waiting
 	Force bool `query:"force" doc:"even if it runs: it is ended at once"`
 }
 

@@ -14,8 +14,8 @@ import (
 	"lodge/internal/store/tables"
 )
 
-// imageName may have slashes in it.
-type imageName struct {
+// ImageName may have slashes in it.
+type ImageName struct {
 	Name string `path:"name" doc:"name of the image; slashes may stay as they are" example:"debian/12"`
 }
 
@@ -36,7 +36,7 @@ func (s *Server) imageRoutes() {
 	}, s.exportImage)
 }
 
-func (s *Server) listImages(_ context.Context, in *condition) (*listOutput[api.Image], error) {
+func (s *Server) listImages(_ context.Context, in *Condition) (*listOutput[api.Image], error) {
 	return listed(s, *in, func() []api.Image {
 		used := s.usedImages()
 		all := []api.Image{}
@@ -49,7 +49,7 @@ func (s *Server) listImages(_ context.Context, in *condition) (*listOutput[api.I
 
 type imageOutput struct{ Body api.Image }
 
-func (s *Server) getImage(_ context.Context, in *imageName) (*imageOutput, error) {
+func (s *Server) getImage(_ context.Context, in *ImageName) (*imageOutput, error) {
 	r, err := s.Tables.Images.Get(in.Name)
 	if err != nil {
 		return nil, err
@@ -58,8 +58,8 @@ func (s *Server) getImage(_ context.Context, in *imageName) (*imageOutput, error
 }
 
 type removeImageInput struct {
-	imageName
-	waiting
+	ImageName
+	Waiting
 }
 
 func (s *Server) removeImage(ctx context.Context, in *removeImageInput) (*operationOutput, error) {
@@ -68,7 +68,7 @@ func (s *Server) removeImage(ctx context.Context, in *removeImageInput) (*operat
 }
 
 type buildImageInput struct {
-	waiting
+	Waiting
 	Body api.ImageBuild
 }
 
@@ -82,7 +82,7 @@ func imageWish(b api.ImageBuild) admission.ImageWish {
 }
 
 type importImageInput struct {
-	waiting
+	Waiting
 	Name    string `query:"name" required:"true" doc:"name of the image" example:"mine/1"`
 	MaxSize uint64 `query:"max_size" doc:"the most bytes that what is unpacked may take"`
 }

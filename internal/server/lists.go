@@ -8,8 +8,8 @@ import (
 	"lodge/internal/base/errs"
 )
 
-// condition is the parameter of every list.
-type condition struct {
+// Condition is the parameter of every list.
+type Condition struct {
 	IfNoneMatch string `header:"If-None-Match" doc:"ETag of the list that the caller has"`
 }
 
@@ -22,7 +22,7 @@ type listOutput[T any] struct {
 // listed answers with a list unless the caller has it. The revision is read
 // before the records: events since then may tell again what the list shows,
 // and never leave anything out.
-func listed[T any](s *Server, c condition, build func() []T) *listOutput[T] {
+func listed[T any](s *Server, c Condition, build func() []T) *listOutput[T] {
 	tag := strconv.Quote(strconv.FormatInt(int64(s.Store.Rev()), 10))
 	if matches(c.IfNoneMatch, tag) {
 		return &listOutput[T]{Status: http.StatusNotModified, ETag: tag}

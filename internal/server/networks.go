@@ -12,7 +12,8 @@ import (
 	"lodge/internal/store/tables"
 )
 
-type networkName struct {
+// NetworkName is the parameter of every call about one network.
+type NetworkName struct {
 	Name string `path:"name" doc:"name of the network" example:"default"`
 }
 
@@ -23,7 +24,7 @@ func (s *Server) networkRoutes() {
 	register(s, huma.Operation{OperationID: "remove-network", Method: http.MethodDelete, Path: "/v1/networks/{name}", Summary: "Remove a network", DefaultStatus: http.StatusAccepted}, s.removeNetwork)
 }
 
-func (s *Server) listNetworks(_ context.Context, in *condition) (*listOutput[api.Network], error) {
+func (s *Server) listNetworks(_ context.Context, in *Condition) (*listOutput[api.Network], error) {
 	return listed(s, *in, func() []api.Network {
 		guests := s.guestsByNetwork()
 		all := []api.Network{}
@@ -36,7 +37,7 @@ func (s *Server) listNetworks(_ context.Context, in *condition) (*listOutput[api
 
 type networkOutput struct{ Body api.Network }
 
-func (s *Server) getNetwork(_ context.Context, in *networkName) (*networkOutput, error) {
+func (s *Server) getNetwork(_ context.Context, in *NetworkName) (*networkOutput, error) {
 	r, err := s.Tables.Networks.Get(in.Name)
 	if err != nil {
 		return nil, err
@@ -45,7 +46,7 @@ func (s *Server) getNetwork(_ context.Context, in *networkName) (*networkOutput,
 }
 
 type createNetworkInput struct {
-	waiting
+	Waiting
 	Body api.NetworkCreate
 }
 
@@ -55,8 +56,8 @@ func (s *Server) createNetwork(ctx context.Context, in *createNetworkInput) (*op
 }
 
 type removeNetworkInput struct {
-	networkName
-	waiting
+	NetworkName
+	Waiting
 }
 
 func (s *Server) removeNetwork(ctx context.Context, in *removeNetworkInput) (*operationOutput, error) {

@@ -13,8 +13,8 @@ import (
 	"lodge/internal/store/tables"
 )
 
-// waiting is the parameter of every call that returns an operation.
-type waiting struct {
+// Waiting is the parameter of every call that returns an operation.
+type Waiting struct {
 	Wait string `query:"wait" doc:"answer once the operation has ended, or after this time" example:"30s"`
 }
 
@@ -24,7 +24,8 @@ type operationOutput struct {
 	Body      api.Operation
 }
 
-type idInput struct {
+// IDInput is the parameter of every call about one operation.
+type IDInput struct {
 	ID string `path:"id" doc:"id of the operation"`
 }
 
@@ -35,12 +36,12 @@ func (s *Server) operationRoutes() {
 }
 
 type listOperationsInput struct {
-	condition
+	Condition
 	All bool `query:"all" doc:"also those that have ended"`
 }
 
 func (s *Server) listOperations(_ context.Context, in *listOperationsInput) (*listOutput[api.Operation], error) {
-	return listed(s, in.condition, func() []api.Operation {
+	return listed(s, in.Condition, func() []api.Operation {
 		all := []api.Operation{}
 		for _, r := range s.Tables.Operations.List() {
 			if in.All || !r.Status.State.Final() {
@@ -53,8 +54,8 @@ func (s *Server) listOperations(_ context.Context, in *listOperationsInput) (*li
 }
 
 type getOperationInput struct {
-	idInput
-	waiting
+	IDInput
+	Waiting
 }
 
 func (s *Server) getOperation(ctx context.Context, in *getOperationInput) (*operationOutput, error) {
@@ -72,7 +73,7 @@ func (s *Server) getOperation(ctx context.Context, in *getOperationInput) (*oper
 	return &operationOutput{Status: http.StatusOK, Operation: r.ID, Body: operationAPI(r)}, nil
 }
 
-func (s *Server) cancelOperation(ctx context.Context, in *idInput) (*operationOutput, error) {
+func (s *Server) cancelOperation(ctx context.Context, in *IDInput) (*operationOutput, error) {
 	r, err := s.Door.Cancel(ctx, in.ID)
 	return s.receipt(ctx, r, err, "")
 }

@@ -11,7 +11,8 @@ import (
 	"lodge/internal/store/tables"
 )
 
-type poolName struct {
+// PoolName is the parameter of every call about one pool.
+type PoolName struct {
 	Name string `path:"name" doc:"name of the pool" example:"default"`
 }
 
@@ -22,7 +23,7 @@ func (s *Server) poolRoutes() {
 	register(s, huma.Operation{OperationID: "remove-pool", Method: http.MethodDelete, Path: "/v1/pools/{name}", Summary: "Remove a storage pool", DefaultStatus: http.StatusAccepted}, s.removePool)
 }
 
-func (s *Server) listPools(ctx context.Context, in *condition) (*listOutput[api.Pool], error) {
+func (s *Server) listPools(ctx context.Context, in *Condition) (*listOutput[api.Pool], error) {
 	return listed(s, *in, func() []api.Pool {
 		used := s.usedPools()
 		all := []api.Pool{}
@@ -35,7 +36,7 @@ func (s *Server) listPools(ctx context.Context, in *condition) (*listOutput[api.
 
 type poolOutput struct{ Body api.Pool }
 
-func (s *Server) getPool(ctx context.Context, in *poolName) (*poolOutput, error) {
+func (s *Server) getPool(ctx context.Context, in *PoolName) (*poolOutput, error) {
 	r, err := s.Tables.Pools.Get(in.Name)
 	if err != nil {
 		return nil, err
@@ -44,7 +45,7 @@ func (s *Server) getPool(ctx context.Context, in *poolName) (*poolOutput, error)
 }
 
 type createPoolInput struct {
-	waiting
+	Waiting
 	Body api.PoolCreate
 }
 
@@ -58,8 +59,8 @@ func poolSpec(b api.PoolCreate) pool.Spec {
 }
 
 type removePoolInput struct {
-	poolName
-	waiting
+	PoolName
+	Waiting
 }
 
 func (s *Server) removePool(ctx context.Context, in *removePoolInput) (*operationOutput, error) {

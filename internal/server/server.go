@@ -103,7 +103,7 @@ func New(ctx context.Context, o Options) *Server {
 	s.routes()
 	s.mux.HandleFunc("/", noRoute)
 	if o.Tables != nil {
-		go s.waiters.follow(ctx, o.Tables.Operations, o.Store.Rev(), o.Log)
+		go s.waiters.follow(ctx, o.Tables.Operations, o.Store, o.Log)
 	}
 	return s
 }
@@ -136,6 +136,9 @@ const person = "user"
 func register[I, O any](s *Server, op huma.Operation, handle func(context.Context, *I) (*O, error)) {
 	op.MaxBodyBytes = maxBody
 	s.document(&op)
+	if op.DefaultStatus == http.StatusAccepted {
+		op.Responses["200"] = s.jsonAnswer("It was waited for and is done", api.Operation{})
+	}
 	huma.Register(s.api, op, func(ctx context.Context, in *I) (*O, error) {
 		out, err := handle(ctx, in)
 		if err != nil {

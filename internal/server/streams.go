@@ -17,13 +17,13 @@ func (s *Server) streamRoutes() {
 	stream(s, huma.Operation{
 		OperationID: "exec", Method: http.MethodGet, Path: one + "exec", Summary: "Run a program in a guest (websocket)",
 		Description: "The first message, text, is an ExecRequest. All others are binary: a byte that names the stream (0 in, 1 out, 2 err, 3 a Control as JSON), then its data.",
-		Responses:   map[string]*huma.Response{"101": {Description: "The websocket"}},
+		Responses:   map[string]*huma.Response{"101": {Description: "The websocket"}}, DefaultStatus: http.StatusSwitchingProtocols,
 		Extensions:  map[string]any{"x-messages": []string{s.mention(api.ExecRequest{}), s.mention(api.Control{})}},
 	}, s.exec)
 	stream(s, huma.Operation{
 		OperationID: "console", Method: http.MethodGet, Path: one + "console", Summary: "Attach to a guest's console (websocket)",
 		Description: "Messages are framed as those of exec.",
-		Responses:   map[string]*huma.Response{"101": {Description: "The websocket"}},
+		Responses:   map[string]*huma.Response{"101": {Description: "The websocket"}}, DefaultStatus: http.StatusSwitchingProtocols,
 	}, s.console)
 	stream(s, huma.Operation{
 		OperationID: "guest-logs", Method: http.MethodGet, Path: one + "logs", Summary: "What a guest's first process said",
@@ -36,12 +36,12 @@ func (s *Server) streamRoutes() {
 	stream(s, huma.Operation{
 		OperationID: "put-files", Method: http.MethodPut, Path: one + "files", Summary: "Unpack a tar stream below a directory of a guest",
 		RequestBody: streamBody("application/x-tar"),
-		Responses:   map[string]*huma.Response{"204": {Description: "Everything is there"}},
+		Responses:   map[string]*huma.Response{"204": {Description: "Everything is there"}}, DefaultStatus: http.StatusNoContent,
 	}, s.putFiles)
 }
 
 type logsInput struct {
-	guestName
+	GuestName
 	Follow bool `query:"follow" doc:"go on with what it says from now on"`
 	Tail   int  `query:"tail" default:"-1" minimum:"-1" doc:"only so many of the last lines; -1 is all"`
 }
@@ -60,7 +60,7 @@ func (s *Server) logs(ctx context.Context, in *logsInput, w *streamWriter, _ *ht
 }
 
 type filesInput struct {
-	guestName
+	GuestName
 	Path string `query:"path" required:"true" minLength:"1" doc:"in the guest, absolute" example:"/etc/hosts"`
 }
 

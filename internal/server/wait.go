@@ -23,25 +23,23 @@ type waiters struct {
 func newWaiters() *waiters { return &waiters{byID: map[string][]chan tables.OperationRecord{}} }
 
 // follow tells waiters what they wait for, until ctx ends. A watch that breaks
-// is begun anew from now, after looking at what was missed.
-func (w *waiters) follow(ctx context.Context, t *store.Table[operation.Spec, operation.Status], from store.Rev, log *slog.Logger) {
-	for ctx.Err() == nil {
+// is begun anew, after looking at what was missed.
+func (w *waiters) follow(ctx context.Context, t *store.Table[operation.Spec, operation.Status], s *store.Store, log *slog.Logger) {
+	for {
+		from := s.Rev()
+		w.lookAgain(t)
 		for c, err := range t.Watch(ctx, from) {
 			if err != nil {
-				if ctx.Err() == nil {
-					log.Warn("operations are watched anew", "err", err)
-				}
+				log.Warn("operations are watched anew", "err", err)
 				break
 			}
-			from = c.Rev
 			if c.Deleted || c.Status.State.Final() {
 				w.tell(c.Record)
 			}
 		}
-		from = 0
-		w.lookAgain(t)
 		select {
 		case <-ctx.Done():
+			return
 		case <-time.After(100 * time.Millisecond): // a store that is down is not asked in a tight loop
 		}
 	}
