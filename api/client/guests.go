@@ -75,7 +75,7 @@ func (c *Client) ResumeGuest(ctx context.Context, name string, wait time.Duratio
 
 // RenameGuest gives a guest another name.
 func (c *Client) RenameGuest(ctx context.Context, name, to string, wait time.Duration) (api.Operation, error) {
-	return c.guestVerb(ctx, name, "rename", nil, map[string]string{"name": to}, wait)
+	return c.guestVerb(ctx, name, "rename", nil, api.Rename{Name: to}, wait)
 }
 
 func (c *Client) guestVerb(ctx context.Context, name, verb string, q url.Values, body any, wait time.Duration) (api.Operation, error) {

@@ -12,15 +12,9 @@ import (
 	"lodge/api"
 )
 
-// ServerVersion is what lodged says about itself.
-type ServerVersion struct {
-	Version string `json:"version"`
-	API     string `json:"api"`
-}
-
 // Version asks lodged for its version and that of its API.
-func (c *Client) Version(ctx context.Context) (ServerVersion, error) {
-	return get[ServerVersion](ctx, c, route("version"), nil)
+func (c *Client) Version(ctx context.Context) (api.Version, error) {
+	return get[api.Version](ctx, c, route("version"), nil)
 }
 
 // Host describes the machine that lodged runs on.
@@ -30,12 +24,8 @@ func (c *Client) Host(ctx context.Context) (api.Host, error) {
 
 // Doctor checks the host; with fix it also cures what it can.
 func (c *Client) Doctor(ctx context.Context, fix bool) ([]api.Check, error) {
-	method := http.MethodGet
-	if fix {
-		method = http.MethodPost
-	}
 	var v []api.Check
-	_, err := c.do(ctx, call{method: method, path: route("doctor"), query: flag("fix", fix), out: &v})
+	_, err := c.do(ctx, call{method: http.MethodPost, path: route("doctor"), query: flag("fix", fix), out: &v})
 	return v, err
 }
 

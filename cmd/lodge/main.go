@@ -84,6 +84,13 @@ the local one; LODGE_TOKEN and LODGE_CACERT go with https.`,
 	root.SetFlagErrorFunc(func(cmd *cobra.Command, err error) error {
 		return &cli.UsageError{Err: err, Command: cmd.CommandPath()}
 	})
+	root.PersistentPreRunE = func(cmd *cobra.Command, _ []string) error {
+		// cobra checks this too, but only we make a usage error of it.
+		if err := cmd.ValidateFlagGroups(); err != nil {
+			return &cli.UsageError{Err: err, Command: cmd.CommandPath()}
+		}
+		return nil
+	}
 	f.Flags(root)
 	add(root, "guests", "Guests:", guest.Commands(f)...)
 	add(root, "things", "What guests need:", image.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f))

@@ -127,6 +127,10 @@ func PrintError(w io.Writer, err error) {
 	if _, ok := errors.AsType[Exit](err); ok || err == nil {
 		return
 	}
+	if _, pending := errors.AsType[*PendingError](err); !pending && errors.Is(err, ErrInterrupted) {
+		fmt.Fprintln(w, "lodge: interrupted")
+		return
+	}
 	text, hint := err.Error(), ""
 	if e, ok := errors.AsType[*api.Error](err); ok {
 		hint = e.Hint

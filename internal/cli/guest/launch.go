@@ -155,17 +155,18 @@ func buildOf(image string) api.ImageBuild {
 	return api.ImageBuild{Name: image}
 }
 
-// imageMissing reports whether a request failed because there is no such image.
+// imageMissing reports whether a request failed because there is no such image,
+// or not yet: asking for one that is being built waits for that build.
 func imageMissing(ctx context.Context, f *cli.Factory, image string, err error) bool {
 	e, ok := errors.AsType[*api.Error](err)
-	if !ok || e.Kind != api.KindNotFound && e.Kind != api.KindInvalid {
+	if !ok || e.Field != "image" && !strings.HasPrefix(e.Ref, "image/") {
 		return false
 	}
-	if e.Field != "image" && !strings.HasPrefix(e.Ref, "image/") {
-		return false
+	if e.Kind == api.KindBusy {
+		return true
 	}
 	c, err := f.Client()
-	if err != nil {
+	if err != nil || e.Kind != api.KindNotFound {
 		return false
 	}
 	_, err = c.Image(ctx, image)

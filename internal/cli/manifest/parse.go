@@ -115,7 +115,8 @@ func manifestOf(at where, doc *yaml.Node) (*api.Manifest, error) {
 	into.DisallowUnknownFields()
 	if err := into.Decode(reflect.New(t).Interface()); err != nil {
 		if e, ok := errors.AsType[*json.UnmarshalTypeError](err); ok {
-			return nil, at.bad(e.Field, "cannot be a %s", e.Value)
+			// A guest's fields are embedded; that is not the writer's concern.
+			return nil, at.bad(strings.TrimPrefix(e.Field, "GuestSpec."), "cannot be a %s", e.Value)
 		}
 		return nil, at.bad("", "%v", err)
 	}
