@@ -31,6 +31,7 @@ type direct struct {
 	pidfd  int
 	master *os.File
 	done   chan struct{}
+	once   sync.Once
 
 	mu   sync.Mutex
 	out  bytes.Buffer
@@ -272,11 +273,14 @@ func (r *rig) run(change func(g *guest.Guest, p *engine.Parts)) (*direct, *Machi
 	return d, m.(*Machine)
 }
 
+// end ends the guest. It may be called again.
 func (d *direct) end() {
-	unix.PidfdSendSignal(d.pidfd, unix.SIGKILL, nil, 0)
-	<-d.done
-	unix.Close(d.pidfd)
-	d.master.Close()
+	d.once.Do(func() {
+		unix.PidfdSendSignal(d.pidfd, unix.SIGKILL, nil, 0)
+		<-d.done
+		unix.Close(d.pidfd)
+		d.master.Close()
+	})
 }
 
 // script runs a shell command as a guest's only program and returns its

@@ -201,8 +201,8 @@ func (w wire) address(name string, index plan.Reg, a netip.Prefix) {
 	m.attr(unix.IFA_ADDRESS, a.Addr().AsSlice())
 	if a.Addr().Is4() && a.Bits() < 31 {
 		last := a.Addr().As4()
-		le := binary.BigEndian
-		le.PutUint32(last[:], le.Uint32(last[:])|1<<(32-a.Bits())-1)
+		host := uint32(1)<<(32-a.Bits()) - 1
+		binary.BigEndian.PutUint32(last[:], binary.BigEndian.Uint32(last[:])|host)
 		m.attr(unix.IFA_BROADCAST, last[:])
 	}
 	b := m.bytes()
