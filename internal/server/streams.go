@@ -18,7 +18,7 @@ func (s *Server) streamRoutes() {
 		OperationID: "exec", Method: http.MethodGet, Path: one + "exec", Summary: "Run a program in a guest (websocket)",
 		Description: "The first message, text, is an ExecRequest. All others are binary: a byte that names the stream (0 in, 1 out, 2 err, 3 a Control as JSON), then its data.",
 		Responses:   map[string]*huma.Response{"101": {Description: "The websocket"}}, DefaultStatus: http.StatusSwitchingProtocols,
-		Extensions:  map[string]any{"x-messages": []string{s.mention(api.ExecRequest{}), s.mention(api.Control{})}},
+		Extensions: map[string]any{"x-messages": []string{s.mention(api.ExecRequest{}), s.mention(api.Control{})}},
 	}, s.exec)
 	stream(s, huma.Operation{
 		OperationID: "console", Method: http.MethodGet, Path: one + "console", Summary: "Attach to a guest's console (websocket)",
