@@ -14,6 +14,7 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"runtime"
 	"strings"
 
 	bolt "go.etcd.io/bbolt"
@@ -21,6 +22,7 @@ import (
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.etcd.io/etcd/server/v3/etcdserver/api/v3client"
 	"go.etcd.io/etcd/server/v3/storage/wal"
+	"go.etcd.io/etcd/server/v3/storage/wal/walpb"
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
@@ -133,14 +135,18 @@ func startEtcd(o Options) (server *embed.Etcd, err error) {
 	var last lastWords
 	defer func() {
 		if p := recover(); p != nil {
-			// A panic while etcd cleans up hides the one that says why.
 			if said := last.get(); said != "" {
-				p = said
+				p = said // it says more than a panic while cleaning up
+			} else if _, ok := p.(runtime.Error); ok {
+				p = fmt.Sprintf("the log does not hold what a server starts from (%v)", p)
 			}
 			server, err = nil, damaged(o.Dir, fmt.Errorf("%v", p))
 		}
 	}()
 	server, err = embed.StartEtcd(config(o, &last))
+	if errors.Is(err, walpb.ErrCRCMismatch) {
+		return nil, damaged(o.Dir, err)
+	}
 	if err != nil {
 		return nil, startError(o.Dir, "the store's server does not start", err)
 	}

@@ -2,6 +2,7 @@ package cluster
 
 import (
 	"bufio"
+	"bytes"
 	"context"
 	"fmt"
 	"log/slog"
@@ -218,9 +219,19 @@ func TestSecondProcessIsTold(t *testing.T) {
 }
 
 func TestDamageIsTold(t *testing.T) {
-	for _, c := range []struct{ name, glob string }{
-		{"record file", "member/snap/db"},
-		{"log", "member/wal/*.wal"},
+	garbage := []byte(strings.Repeat("garbage!", 2048))
+	for _, c := range []struct {
+		name, glob string
+		damage     func([]byte) []byte
+		say        string
+	}{
+		{"record file", "member/snap/db", func([]byte) []byte { return garbage }, "invalid database"},
+		{"whole log", "member/wal/*.wal", func([]byte) []byte { return garbage }, "the log does not hold"},
+		{"bits of the log", "member/wal/*.wal", func(b []byte) []byte {
+			at := bytes.Index(b, []byte(`"name":"a"`))
+			b[at+8] ^= 1
+			return b
+		}, "crc mismatch"},
 	} {
 		t.Run(c.name, func(t *testing.T) {
 			dir := t.TempDir()
@@ -234,12 +245,15 @@ func TestDamageIsTold(t *testing.T) {
 			if len(files) == 0 {
 				t.Fatalf("no file %s", c.glob)
 			}
-			garbage := strings.Repeat("garbage!", 2048)
-			if err := os.WriteFile(files[0], []byte(garbage), 0o600); err != nil {
+			content, err := os.ReadFile(files[0])
+			if err != nil {
 				t.Fatal(err)
 			}
-			_, err := Start(t.Context(), Options{Dir: dir, Name: "h1", Log: slog.New(slog.DiscardHandler)})
-			if !errs.Is(err, errs.Internal) {
+			if err := os.WriteFile(files[0], c.damage(content), 0o600); err != nil {
+				t.Fatal(err)
+			}
+			_, err = Start(t.Context(), Options{Dir: dir, Name: "h1", Log: slog.New(slog.DiscardHandler)})
+			if !errs.Is(err, errs.Internal) || !strings.Contains(err.Error(), c.say) {
 				t.Fatalf("with a damaged %s: %v", c.name, err)
 			}
 			t.Log(err)

@@ -181,15 +181,13 @@ func TestSuccessEndsBackoff(t *testing.T) {
 		r := New(quiet(), 2)
 		add(t, r, &fake{name: "f", do: func(_ context.Context, id string) (time.Duration, error) {
 			if n := d.note(id); n == 3 {
-				return 0, nil
+				return 700 * time.Millisecond, nil
 			}
 			return 0, errors.New("not one of ours is internal, and tried again")
 		}})
 		r.Wake("f", "a")
 		stop := run(t, r)
-		time.Sleep(time.Second)
-		r.Wake("f", "a")
-		time.Sleep(200 * time.Millisecond)
+		time.Sleep(1200 * time.Millisecond)
 		stop()
 		d.want(t, "a 0s", "a 100ms", "a 300ms", "a 1s", "a 1.1s")
 	})
@@ -257,6 +255,28 @@ func TestOnePerIDAndSoManyWorkers(t *testing.T) {
 		if most != 3 || calls != 8 {
 			t.Errorf("%d at once in %d calls, want 3 in 8", most, calls)
 		}
+	})
+}
+
+func TestNeverTwiceAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		d := newDiary()
+		r := New(quiet(), 8)
+		add(t, r, &fake{name: "f", do: func(_ context.Context, id string) (time.Duration, error) {
+			d.note("begin " + id)
+			time.Sleep(time.Second)
+			d.note("end " + id)
+			return 0, nil
+		}})
+		r.Wake("f", "a")
+		stop := run(t, r)
+		for range 3 {
+			time.Sleep(200 * time.Millisecond)
+			r.Wake("f", "a")
+		}
+		time.Sleep(time.Minute)
+		stop()
+		d.want(t, "begin a 0s", "end a 1s", "begin a 1s", "end a 2s")
 	})
 }
 
@@ -383,6 +403,50 @@ func TestOwnStatus(t *testing.T) {
 		// Three failures at their pace, two steps that write, one that finds
 		// nothing left to do.
 		d.want(t, "a 0s", "a 100ms", "a 300ms", "a 700ms", "a 700ms", "a 700ms")
+	})
+}
+
+// TestLateOwnStatus is the same with an event that comes when the failed run is
+// over.
+func TestLateOwnStatus(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		s, guests, images := house(t)
+		create(t, guests, "a", "a")
+		d := newDiary()
+		r := New(quiet(), 1)
+		r.Feed(s)
+		add(t, r, &fake{
+			name: "guests", writes: []model.Kind{"guest"}, reads: []Read{{Kind: "guest"}, {Kind: "image"}},
+			do: func(context.Context, string) (time.Duration, error) {
+				if d.note("a") < 4 {
+					return 0, &errs.Error{Kind: errs.Unsupported}
+				}
+				return 0, nil
+			},
+		})
+		r.Wake("guests", "a")
+		stop := run(t, r)
+		attempt := func(of *store.Table[spec, status]) {
+			time.Sleep(time.Second)
+			if _, err := of.SetStatus(t.Context(), "a", func(s *status) error { s.Attempts++; return nil }); err != nil {
+				t.Fatal(err)
+			}
+		}
+		attempt(guests)                 // its own: waits on
+		create(t, images, "a", "a")     // the spec of another kind: at once
+		attempt(images)                 // the status of another kind: at once
+		attempt(guests)                 // its own
+		time.Sleep(10 * time.Second)    // still waiting
+		create(t, guests, "other", "b") // another id is not held up
+		time.Sleep(10 * time.Second)    //
+		r.Wake("guests", "a")           // asked for: at once, and it works
+		attempt(guests)                 // its own, after success: at once
+		time.Sleep(time.Millisecond)
+		stop()
+		if err := s.Close(); err != nil {
+			t.Fatal(err)
+		}
+		d.want(t, "a 0s", "a 1s", "a 2s", "a 13s", "a 23s", "a 24s")
 	})
 }
 
