@@ -180,7 +180,7 @@ func (t *tweak) shadow(epoch time.Time) {
 func (t *tweak) units() {
 	for _, unit := range []string{
 		"sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount",
-		"proc-sys-fs-binfmt_misc.automount", "dev-hugepages.mount", "systemd-modules-load.service",
+		"proc-sys-fs-binfmt_misc.automount", "dev-hugepages.mount", "systemd-modules-load.service", "modprobe@.service",
 		"systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket",
 		"systemd-udev-trigger.service", "systemd-pstore.service", "e2scrub_reap.service", "e2scrub_all.timer",
 	} {
