@@ -170,7 +170,7 @@ func (d *Driver) Remove(_ context.Context, name string) error {
 
 // Routes lists the destinations this host has routes to, for fabric.Pick.
 func Routes() ([]netip.Prefix, error) {
-	list, err := netlink.RouteList(nil, netlink.FAMILY_ALL)
+	list, err := dump(func() ([]netlink.Route, error) { return netlink.RouteList(nil, netlink.FAMILY_ALL) })
 	if err != nil {
 		return nil, fmt.Errorf("list routes: %w", err)
 	}

@@ -82,6 +82,9 @@ func TestSuite(t *testing.T) {
 func ruleset(t testing.TB) string {
 	t.Helper()
 	fabrictest.Need(t)
+	if _, err := exec.LookPath("nft"); err != nil {
+		t.Skip("needs the nft program, to see what an administrator sees")
+	}
 	out, err := exec.Command("nft", "list", "ruleset").CombinedOutput()
 	if err != nil {
 		t.Fatalf("nft list ruleset: %v\n%s", err, out)
@@ -258,5 +261,60 @@ func TestForwardConflicts(t *testing.T) {
 	away.Listen = netip.MustParseAddr("203.0.113.9")
 	if err := f.Forward(t.Context(), []fabric.Forward{away}); !errs.Is(err, errs.Invalid) {
 		t.Errorf("an address that is not the host's: %v", err)
+	}
+}
+
+func TestOneFamily(t *testing.T) {
+	for what, drop := range map[string]func(*network.Spec){
+		"IPv4": func(s *network.Spec) { s.IPv6 = netip.Prefix{} },
+		"IPv6": func(s *network.Spec) { s.IPv4 = netip.Prefix{} },
+	} {
+		t.Run(what, func(t *testing.T) {
+			s := spec()
+			drop(&s)
+			f := ensure(t, open(t, nil), "half", s)
+			out := outside(t)
+			out.Greet(t, internet4, internet6)
+			g := guest(t, f, s, 2)
+			to := internet4
+			if !s.IPv4.IsValid() {
+				to = internet6
+			}
+			if _, err := g.Ask("tcp", at(to, 7)); err != nil {
+				t.Error(err)
+			}
+			if len(g.Socket.DNS) != 1 {
+				t.Errorf("resolvers: %v", g.Socket.DNS)
+			}
+		})
+	}
+}
+
+// TestWhatCannotBe gives networks that no host can have.
+func TestWhatCannotBe(t *testing.T) {
+	fabrictest.Need(t)
+	for what, change := range map[string]func(*network.Spec){
+		"no range":        func(s *network.Spec) { s.IPv4, s.IPv6 = netip.Prefix{}, netip.Prefix{} },
+		"IPv6 as IPv4":    func(s *network.Spec) { s.IPv4 = s.IPv6 },
+		"room for nobody": func(s *network.Spec) { s.IPv4 = netip.MustParsePrefix("10.77.0.0/31") },
+		"IPv6 for nobody": func(s *network.Spec) { s.IPv6 = netip.MustParsePrefix("fd77::/127") },
+	} {
+		s := spec()
+		change(&s)
+		if _, err := open(t, nil).Ensure(t.Context(), "wrong", s); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	// A device that is somebody else's is left alone.
+	if out, err := exec.Command("ip", "link", "add", "lt-taken", "type", "bridge").CombinedOutput(); err != nil {
+		t.Fatalf("%v %s", err, out)
+	}
+	t.Cleanup(func() { _ = exec.Command("ip", "link", "del", "lt-taken").Run() })
+	d := open(t, nil)
+	if _, err := d.Ensure(t.Context(), "taken", spec()); !errs.Is(err, errs.Conflict) {
+		t.Errorf("a foreign bridge: %v", err)
+	}
+	if err := d.Remove(t.Context(), "taken"); err != nil || !fabrictest.Devices(t)["lt-taken"] {
+		t.Errorf("remove took somebody else's bridge: %v", err)
 	}
 }

@@ -35,12 +35,14 @@ type resolver struct {
 	up      *upstreams
 	log     *slog.Logger
 	slots   chan struct{}
+	cancel  context.CancelFunc // ends the questions under way
 	servers []*dns.Server
 	over    sync.WaitGroup
 }
 
 func serveNames(z zone, resolvConf string, log *slog.Logger) (*resolver, error) {
-	r := &resolver{zone: z, log: log, slots: make(chan struct{}, upstreamMost),
+	ctx, cancel := context.WithCancel(context.Background())
+	r := &resolver{zone: z, log: log, slots: make(chan struct{}, upstreamMost), cancel: cancel,
 		up: &upstreams{path: resolvConf, skip: z.gateways}}
 	// An address that a device without carrier has just got is not bindable
 	// for a moment.
@@ -51,28 +53,27 @@ func serveNames(z zone, resolvConf string, log *slog.Logger) (*resolver, error) 
 		})
 		return errors.Join(err, set)
 	}}
-	ctx := context.Background()
 	for _, g := range z.gateways {
 		at := net.JoinHostPort(g.String(), "53")
 		pc, err := lc.ListenPacket(ctx, "udp", at)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("serve names: %w", err), r.close())
 		}
-		r.serve(&dns.Server{PacketConn: pc, UDPSize: dnsUDPSize})
+		r.serve(ctx, &dns.Server{PacketConn: pc, UDPSize: dnsUDPSize})
 		l, err := lc.Listen(ctx, "tcp", at)
 		if err != nil {
 			return nil, errors.Join(fmt.Errorf("serve names: %w", err), r.close())
 		}
-		r.serve(&dns.Server{Listener: l, MaxTCPQueries: 128})
+		r.serve(ctx, &dns.Server{Listener: l, MaxTCPQueries: 128})
 	}
 	return r, nil
 }
 
 // serve returns when s can be shut down.
-func (r *resolver) serve(s *dns.Server) {
+func (r *resolver) serve(ctx context.Context, s *dns.Server) {
 	started := make(chan struct{})
 	s.NotifyStartedFunc = func() { close(started) }
-	s.Handler = dns.HandlerFunc(r.handle)
+	s.Handler = dns.HandlerFunc(func(w dns.ResponseWriter, m *dns.Msg) { r.handle(ctx, w, m) })
 	r.servers = append(r.servers, s)
 	r.over.Add(1)
 	go func() {
@@ -85,6 +86,7 @@ func (r *resolver) serve(s *dns.Server) {
 }
 
 func (r *resolver) close() error {
+	r.cancel()
 	var failed []error
 	ctx, cancel := context.WithTimeout(context.Background(), 2*upstreamWait)
 	defer cancel()
@@ -95,7 +97,7 @@ func (r *resolver) close() error {
 	return errors.Join(failed...)
 }
 
-func (r *resolver) handle(w dns.ResponseWriter, req *dns.Msg) {
+func (r *resolver) handle(ctx context.Context, w dns.ResponseWriter, req *dns.Msg) {
 	from, err := netip.ParseAddrPort(w.RemoteAddr().String())
 	if err != nil || !r.zone.serves(from.Addr()) {
 		return // no answer at all: whoever forged the sender gains nothing
@@ -109,7 +111,7 @@ func (r *resolver) handle(w dns.ResponseWriter, req *dns.Msg) {
 		m = refuse(req, dns.RcodeNotImplemented)
 	default:
 		if m = r.zone.answer(req); m == nil {
-			m = r.ask(req, tcp)
+			m = r.ask(ctx, req, tcp)
 		}
 	}
 	if !tcp {
@@ -131,7 +133,7 @@ func refuse(req *dns.Msg, code int) *dns.Msg {
 }
 
 // ask hands a question to the host's resolvers, one after the other.
-func (r *resolver) ask(req *dns.Msg, tcp bool) *dns.Msg {
+func (r *resolver) ask(ctx context.Context, req *dns.Msg, tcp bool) *dns.Msg {
 	select {
 	case r.slots <- struct{}{}:
 		defer func() { <-r.slots }()
@@ -150,7 +152,7 @@ func (r *resolver) ask(req *dns.Msg, tcp bool) *dns.Msg {
 		// A copy with an id of our own: the guest's may be guessed.
 		q := req.Copy()
 		q.Id = dns.Id()
-		m, _, err := client.Exchange(q, s)
+		m, _, err := client.ExchangeContext(ctx, q, s)
 		if err != nil {
 			r.log.Debug("resolver of the host did not answer", "server", s, "err", err)
 			continue

@@ -75,7 +75,7 @@ func (h *hairpin) all() {
 	if len(h.targets) == 0 {
 		return
 	}
-	list, err := netlink.LinkList()
+	list, err := listLinks()
 	if err != nil {
 		h.log.Warn("cannot list devices", "err", err)
 		return

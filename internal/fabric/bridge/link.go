@@ -16,6 +16,19 @@ import (
 	"lodge/internal/base/errs"
 )
 
+// dump repeats a listing that the kernel says was disturbed, as happens while
+// many guests start. Ten disturbances in a row are reported.
+func dump[T any](list func() ([]T, error)) (out []T, err error) {
+	for range 10 {
+		if out, err = list(); !errors.Is(err, netlink.ErrDumpInterrupted) {
+			break
+		}
+	}
+	return out, err
+}
+
+func listLinks() ([]netlink.Link, error) { return dump(netlink.LinkList) }
+
 // ensureBridge makes dev a bridge that forwards from its first moment on, and
 // returns its index. alias is set on creation and must be the same later: two
 // networks whose names hash alike must not share a bridge.
@@ -103,7 +116,7 @@ func ensureAddrs(dev string, want []netip.Prefix) error {
 	if err != nil {
 		return fmt.Errorf("bridge %s: %w", dev, err)
 	}
-	have, err := netlink.AddrList(link, netlink.FAMILY_ALL)
+	have, err := dump(func() ([]netlink.Addr, error) { return netlink.AddrList(link, netlink.FAMILY_ALL) })
 	if err != nil {
 		return fmt.Errorf("addresses of %s: %w", dev, err)
 	}
@@ -140,7 +153,7 @@ func ipNet(p netip.Prefix) *net.IPNet {
 	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
 }
 
-// neighbours makes the host know the guests' addresses for good: no broadcast
+// setNeighbours makes the host know the guests' addresses for good: no broadcast
 // asks for them, and more than gc_thresh3 (1,024) of them are no overflow.
 func setNeighbours(index int, mac net.HardwareAddr, addrs ...netip.Addr) error {
 	for _, a := range addrs {
@@ -192,7 +205,7 @@ func deleteLink(dev string) error {
 
 // removeLinks takes away every bridge and pair of the network.
 func removeLinks(nm names) error {
-	list, err := netlink.LinkList()
+	list, err := listLinks()
 	if err != nil {
 		return fmt.Errorf("list devices: %w", err)
 	}
@@ -238,7 +251,7 @@ func hostForwards(v4, v6 bool) error {
 	devs, err := os.ReadDir(conf)
 	if err != nil {
 		return &errs.Error{Kind: errs.Unsupported, Field: "ipv6", Err: err,
-			Msg: "this host has no IPv6", Hint: "make the network with --ipv6 none"}
+			Msg: "this host has no IPv6", Hint: "make the network without an IPv6 range"}
 	}
 	for _, e := range devs {
 		dev := conf + e.Name() + "/"

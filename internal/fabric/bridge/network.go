@@ -126,7 +126,7 @@ func (n *Network) load() error {
 // ensureNeighbours adds those that are missing: a bridge that was down forgot
 // them all.
 func (n *Network) ensureNeighbours() error {
-	have, err := netlink.NeighList(n.index, 0)
+	have, err := dump(func() ([]netlink.Neigh, error) { return netlink.NeighList(n.index, 0) })
 	if err != nil {
 		return fmt.Errorf("list neighbours: %w", err)
 	}
@@ -153,7 +153,11 @@ func (n *Network) ensureLeaf(i int) error {
 	if err != nil {
 		return err
 	}
-	// A leaf only switches: the host has no address there.
+	// A leaf only switches: the host has no address there, and must not claim
+	// on it those that it has elsewhere (8: answer no ARP request).
+	if err := sysctl("net/ipv4/conf/"+n.names.leaf(i)+"/arp_ignore", "8"); err != nil {
+		return err
+	}
 	if err := sysctl("net/ipv6/conf/"+n.names.leaf(i)+"/disable_ipv6", "1"); err != nil && n.spec.IPv6.IsValid() {
 		return err
 	}

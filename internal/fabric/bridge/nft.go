@@ -21,9 +21,17 @@ type nft struct {
 	conn *nftables.Conn
 }
 
-// openNFT asks for socket buffers of 4 MiB: with the usual ones a batch of some
-// 1,000 elements ends in ENOBUFS (google/nftables issues 103 and 350).
 func openNFT() (*nft, error) {
+	c, err := dialNFT()
+	if err != nil {
+		return nil, err
+	}
+	return &nft{conn: c}, nil
+}
+
+// dialNFT asks for socket buffers of 4 MiB: with the usual ones a batch of some
+// 1,000 elements ends in ENOBUFS (google/nftables issues 103 and 350).
+func dialNFT() (*nftables.Conn, error) {
 	c, err := nftables.New(nftables.AsLasting(), nftables.WithSockOptions(func(c *netlink.Conn) error {
 		if err := c.SetReadBuffer(4 << 20); err != nil {
 			return err
@@ -33,23 +41,28 @@ func openNFT() (*nft, error) {
 	if err != nil {
 		return nil, fmt.Errorf("open nf_tables: %w", err)
 	}
-	return &nft{conn: c}, nil
+	return c, nil
 }
 
 func (c *nft) close() error { return c.conn.CloseLasting() }
 
-// batch sends what build queues as one transaction.
+// batch sends what build queues as one transaction. After a failure answers to
+// it may still be on their way, so the connection is made anew.
 func (c *nft) batch(what string, build func(*nftables.Conn) error) error {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	err := build(c.conn)
-	if sent := c.conn.Flush(); err == nil {
-		err = sent
+	if err == nil {
+		err = c.conn.Flush()
 	}
-	if err != nil {
-		return fmt.Errorf("nf_tables: %s: %w", what, err)
+	if err == nil {
+		return nil
 	}
-	return nil
+	if fresh, dialed := dialNFT(); dialed == nil {
+		err = errors.Join(err, c.conn.CloseLasting())
+		c.conn = fresh
+	}
+	return fmt.Errorf("nf_tables: %s: %w", what, err)
 }
 
 // deleteTables removes both tables of a network; absent ones are no error.

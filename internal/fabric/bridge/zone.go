@@ -80,13 +80,7 @@ func (z zone) answer(req *dns.Msg) *dns.Msg {
 	own := z.domain != "" && dns.IsSubDomain(z.domain, name)
 	switch {
 	case own && name == z.domain:
-		m := reply(req)
-		if q.Qtype == dns.TypeSOA {
-			m.Answer = append(m.Answer, z.soa(z.domain))
-		} else {
-			m.Ns = append(m.Ns, z.soa(z.domain))
-		}
-		return m
+		return z.apex(req)
 	case own:
 		found = z.lookup(strings.TrimSuffix(strings.TrimSuffix(name, z.domain), "."))
 	case dns.CountLabel(name) == 1:
@@ -96,17 +90,7 @@ func (z zone) answer(req *dns.Msg) *dns.Msg {
 		return nil
 	}
 	m := reply(req)
-	for _, a := range found {
-		h := dns.RR_Header{Name: q.Name, Class: dns.ClassINET, Ttl: nameTTL}
-		switch a = a.Unmap(); {
-		case a.Is4() && q.Qtype == dns.TypeA:
-			h.Rrtype = dns.TypeA
-			m.Answer = append(m.Answer, &dns.A{Hdr: h, A: a.AsSlice()})
-		case a.Is6() && q.Qtype == dns.TypeAAAA:
-			h.Rrtype = dns.TypeAAAA
-			m.Answer = append(m.Answer, &dns.AAAA{Hdr: h, AAAA: a.AsSlice()})
-		}
-	}
+	m.Answer = addresses(q, found)
 	if len(found) == 0 {
 		m.Rcode = dns.RcodeNameError
 	}
@@ -114,6 +98,32 @@ func (z zone) answer(req *dns.Msg) *dns.Msg {
 		m.Ns = append(m.Ns, z.soa(z.domain))
 	}
 	return m
+}
+
+// apex answers for the domain itself, which has nothing but its SOA.
+func (z zone) apex(req *dns.Msg) *dns.Msg {
+	m := reply(req)
+	if req.Question[0].Qtype == dns.TypeSOA {
+		m.Answer = append(m.Answer, z.soa(z.domain))
+	} else {
+		m.Ns = append(m.Ns, z.soa(z.domain))
+	}
+	return m
+}
+
+// addresses are those records of found that q asks for.
+func addresses(q dns.Question, found []netip.Addr) []dns.RR {
+	var out []dns.RR
+	for _, a := range found {
+		h := dns.RR_Header{Name: q.Name, Rrtype: q.Qtype, Class: dns.ClassINET, Ttl: nameTTL}
+		switch a = a.Unmap(); {
+		case a.Is4() && q.Qtype == dns.TypeA:
+			out = append(out, &dns.A{Hdr: h, A: a.AsSlice()})
+		case a.Is6() && q.Qtype == dns.TypeAAAA:
+			out = append(out, &dns.AAAA{Hdr: h, AAAA: a.AsSlice()})
+		}
+	}
+	return out
 }
 
 func (z zone) lookup(guest string) []netip.Addr {

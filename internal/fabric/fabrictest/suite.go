@@ -48,15 +48,7 @@ func Run(t *testing.T, open func(t *testing.T) fabric.Driver, spec network.Spec)
 
 	talk := func(t *testing.T) {
 		t.Helper()
-		for _, to := range []netip.Addr{b.Port.IPv4, b.Port.IPv6} {
-			if !to.IsValid() {
-				continue
-			}
-			seen, err := a.Ask("tcp", net.JoinHostPort(to.String(), "7"))
-			if err != nil || seen != a.Port.IPv4 && seen != a.Port.IPv6 {
-				t.Errorf("guest to guest at %v: seen as %v, %v", to, seen, err)
-			}
-		}
+		reach(t, a, b)
 	}
 	t.Run("guests reach each other", talk)
 	t.Run("the host reaches guests", func(t *testing.T) {
@@ -120,6 +112,20 @@ func Run(t *testing.T, open func(t *testing.T) fabric.Driver, spec network.Spec)
 			t.Errorf("devices were %v, are %v", before, now)
 		}
 	})
+}
+
+// reach has a ask b by each of b's addresses.
+func reach(t *testing.T, a, b *Guest) {
+	t.Helper()
+	for _, to := range []netip.Addr{b.Port.IPv4, b.Port.IPv6} {
+		if !to.IsValid() {
+			continue
+		}
+		seen, err := a.Ask("tcp", net.JoinHostPort(to.String(), "7"))
+		if err != nil || seen != a.Port.IPv4 && seen != a.Port.IPv6 {
+			t.Errorf("guest to guest at %v: seen as %v, %v", to, seen, err)
+		}
+	}
 }
 
 func refused(t *testing.T, f fabric.Fabric, spec network.Spec) {
