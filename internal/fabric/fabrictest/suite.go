@@ -86,16 +86,7 @@ func Run(t *testing.T, open func(t *testing.T) fabric.Driver, spec network.Spec)
 		talk(t)
 	})
 	t.Run("what cannot be is refused", func(t *testing.T) { refused(t, f, spec) })
-	t.Run("unplugging removes the device", func(t *testing.T) {
-		for range 2 {
-			if err := f.Unplug(t.Context(), b.Port.Device); err != nil {
-				t.Fatal(err)
-			}
-		}
-		if Devices(t)[b.Port.Device] {
-			t.Errorf("%s is still there", b.Port.Device)
-		}
-	})
+	t.Run("unplugging removes the device", func(t *testing.T) { unplug(t, f, b.Port.Device) })
 	t.Run("removing leaves nothing, open or not", func(t *testing.T) {
 		if err := f.Unplug(t.Context(), a.Port.Device); err != nil {
 			t.Fatal(err)
@@ -125,6 +116,17 @@ func reach(t *testing.T, a, b *Guest) {
 		if err != nil || seen != a.Port.IPv4 && seen != a.Port.IPv6 {
 			t.Errorf("guest to guest at %v: seen as %v, %v", to, seen, err)
 		}
+	}
+}
+
+func unplug(t *testing.T, f fabric.Fabric, device string) {
+	for range 2 {
+		if err := f.Unplug(t.Context(), device); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if Devices(t)[device] {
+		t.Errorf("%s is still there", device)
 	}
 }
 
