@@ -30,6 +30,7 @@ type direct struct {
 	pid    int
 	pidfd  int
 	master *os.File
+	slave  *os.File // held open: an init closes it and opens it again
 	done   chan struct{}
 	once   sync.Once
 
@@ -106,7 +107,6 @@ func launch(p keeper.Program) (*direct, error) {
 		return nil, err
 	}
 	w.Close()
-	slave.Close()
 	input.Close()
 	var line [600]byte
 	n, _ := r.Read(line[:])
@@ -116,6 +116,7 @@ func launch(p keeper.Program) (*direct, error) {
 	pid, err := strconv.Atoi(text)
 	if err != nil {
 		master.Close()
+		slave.Close()
 		unix.Wait4(-1, nil, unix.WNOHANG|unix.WALL, nil)
 		return nil, fmt.Errorf("launcher: %s (%v)", text, cmd.ProcessState)
 	}
@@ -123,7 +124,7 @@ func launch(p keeper.Program) (*direct, error) {
 	if err != nil {
 		return nil, err
 	}
-	d := &direct{pid: pid, pidfd: pidfd, master: master, done: make(chan struct{})}
+	d := &direct{pid: pid, pidfd: pidfd, master: master, slave: slave, done: make(chan struct{})}
 	go d.copy()
 	go d.reap()
 	return d, nil
@@ -279,6 +280,7 @@ func (d *direct) end() {
 		unix.PidfdSendSignal(d.pidfd, unix.SIGKILL, nil, 0)
 		<-d.done
 		unix.Close(d.pidfd)
+		d.slave.Close()
 		d.master.Close()
 	})
 }

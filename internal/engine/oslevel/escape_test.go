@@ -29,7 +29,7 @@ func TestNoWayOut(t *testing.T) {
 	_, m := r.sleeper()
 	for _, c := range []struct{ name, try, want string }{
 		{"the helper cannot be overwritten", `cat /proc/self/exe >/dev/null; printf '#!/proc/self/exe\n' >/x; chmod +x /x; /x; echo x >>/proc/1/exe`, "Text file busy"},
-		{"release agents", `mkdir -p /rel; mount -t cgroup -o memory none /rel; cd /rel && { echo /x >release_agent; echo -1 >memory.limit_in_bytes && echo WROTE; mkdir sub && echo WROTE; }; umount /rel; echo done`, "done"},
+		{"release agents", `mkdir -p /rel; mount -t cgroup -o memory none /rel; cd /rel && { echo /x >release_agent; echo -1 >memory.limit_in_bytes && echo WROTE; mkdir sub && echo WROTE; }; cd /; umount /rel; echo done`, "done"},
 		{"block devices cannot be made", `mknod /disk b 8 0 || echo refused`, "refused"},
 		{"character devices cannot be made", `mknod /mem c 1 1 || echo refused`, "refused"},
 		{"devices of the host cannot be mounted", `for d in vda sda; do mount -t ext4 /dev/$d /mnt && echo MOUNTED; done; mount -t ext4 $(cut -d' ' -f1 /proc/1/mountinfo | head -1) /tmp || echo refused`, "refused"},
