@@ -4,6 +4,7 @@ import (
 	"archive/tar"
 	"bytes"
 	"context"
+	"crypto/rand"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -231,6 +232,16 @@ func smallDisk(t *testing.T, size string) string {
 	return dir
 }
 
+// fill takes space on the disk of dir.
+func fill(dir string, size int64) error {
+	f, err := os.Create(filepath.Join(dir, "filler"))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return unix.Fallocate(int(f.Fd()), 0, 0, size)
+}
+
 func TestAFullDiskIsSaidAndLeavesNothing(t *testing.T) {
 	dir := smallDisk(t, "16m")
 	s := openStore(t, dir, t.TempDir())
@@ -240,27 +251,16 @@ func TestAFullDiskIsSaidAndLeavesNothing(t *testing.T) {
 	}
 	dir = smallDisk(t, "300m")
 	s = openStore(t, dir, t.TempDir())
-	big := func(_ context.Context, tree string) error {
-		return os.WriteFile(filepath.Join(tree, "big"), make([]byte, 400<<20), 0o644)
-	}
+	big := func(_ context.Context, tree string) error { return fill(tree, 400<<20) }
 	_, err = s.Build(t.Context(), source(big), image.Spec{}, quiet)
 	if e, ok := errors.AsType[*errs.Error](err); !ok || e.Kind != errs.NoSpace || e.Hint == "" {
 		t.Errorf("filled while the tree was made: %v", err)
 	}
 	// Here the tree fits and the image does not: mkfs.erofs meets the end.
 	twice := func(_ context.Context, tree string) error {
-		f, err := os.Open("/dev/urandom")
-		if err != nil {
-			return err
-		}
-		defer f.Close()
-		out, err := os.Create(filepath.Join(tree, "random"))
-		if err != nil {
-			return err
-		}
-		defer out.Close()
-		_, err = io.CopyN(out, f, 200<<20)
-		return err
+		b := make([]byte, 8<<20)
+		rand.Read(b)
+		return errors.Join(os.WriteFile(filepath.Join(tree, "random"), b, 0o600), fill(filepath.Dir(tree), 288<<20))
 	}
 	_, err = s.Build(t.Context(), source(twice), image.Spec{}, quiet)
 	if !errs.Is(err, errs.NoSpace) {
