@@ -58,6 +58,9 @@ const (
 	// The log is folded into a snapshot after so many commits, which bounds
 	// what a restart reads again.
 	snapshotCount = 5000
+	// ... and so many commits stay in memory for members that lag behind.
+	// There are none.
+	catchUp = 100
 
 	// Events can be read again for so many revisions.
 	keepRevisions = "10000"
@@ -157,7 +160,7 @@ func config(o Options, last *lastWords) *embed.Config {
 	cfg := embed.NewConfig()
 	cfg.Dir, cfg.Name = o.Dir, o.Name
 	cfg.TickMs, cfg.ElectionMs = tickMs, electionMs
-	cfg.SnapshotCount = snapshotCount
+	cfg.SnapshotCount, cfg.SnapshotCatchUpEntries = snapshotCount, catchUp
 	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModeRevision, keepRevisions
 	cfg.QuotaBackendBytes = quota
 	cfg.BootstrapDefragThresholdMegabytes = defragOver

@@ -29,27 +29,29 @@ type logged struct {
 	prev part // the spec that a deletion removed
 }
 
-// log holds the latest events: everything after revision start.
+// log holds the latest events: everything after revision start, and no more
+// than twice keep.
 type log struct {
 	start  Rev
+	keep   int
 	events []logged
 }
 
-// logLength is how many events are kept at hand, at least; who wants older
-// ones is served from the server's history.
+// logLength is how many events are kept at hand; who wants older ones is served
+// from the server's history.
 const logLength = 8192
 
 // add appends the events of one commit. Slices of the log that were handed out
 // stay as they are.
 func (l *log) add(events []logged) {
 	l.events = append(l.events, events...)
-	if len(l.events) < 2*logLength {
+	if len(l.events) < 2*l.keep {
 		return
 	}
-	cut := len(l.events) - logLength
-	l.start = l.events[cut-1].Rev // of this revision some may be left, but not surely all
-	cut = sort.Search(len(l.events), func(i int) bool { return l.events[i].Rev > l.start })
-	l.events = append(make([]logged, 0, 2*logLength), l.events[cut:]...)
+	l.start = l.events[len(l.events)-l.keep-1].Rev
+	// A revision is there as a whole or not at all.
+	cut := sort.Search(len(l.events), func(i int) bool { return l.events[i].Rev > l.start })
+	l.events = append(make([]logged, 0, 2*l.keep), l.events[cut:]...)
 }
 
 // after returns the events after rev, and whether the log goes back so far.

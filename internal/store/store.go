@@ -111,6 +111,7 @@ func open(ctx context.Context, k kv, maxOps int, opts ...Option) (*Store, error)
 		maxOps:  maxOps,
 		guard:   func() error { return nil },
 		done:    make(chan struct{}),
+		log:     log{keep: logLength},
 		raw:     map[model.Kind]map[string]*raw{},
 		tables:  map[model.Kind]follower{},
 		waiters: map[*waiter]struct{}{},
@@ -208,7 +209,7 @@ func (s *Store) reload(ctx context.Context) error {
 		s.fill(kind, t)
 	}
 	s.rev = rev
-	s.log = log{start: rev}
+	s.log.start, s.log.events = rev, nil
 	s.tell()
 	return nil
 }
