@@ -116,10 +116,21 @@ func toYAML(b []byte) ([]byte, error) {
 // plain drops JSON's braces and quotes; what would then be read as something
 // else keeps its quotes.
 func plain(n *yaml.Node) {
-	n.Style = 0
+	if n.Kind != yaml.ScalarNode || n.Tag != "!!str" || !oldBool(n.Value) {
+		n.Style = 0
+	}
 	for _, c := range n.Content {
 		plain(c)
 	}
+}
+
+// oldBool reports whether readers of YAML 1.1 take the text for true or false.
+func oldBool(s string) bool {
+	switch strings.ToLower(s) {
+	case "y", "n", "yes", "no", "on", "off":
+		return true
+	}
+	return false
 }
 
 // State is a word for whether something is ready, and what keeps it from that.

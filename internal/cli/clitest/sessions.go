@@ -48,7 +48,7 @@ func (w wire) next() (api.Frame, []byte, bool) {
 	return p[0], p[1:], true
 }
 
-// exec knows a few programs: echo, cat, fail, env, size and trap.
+// exec knows a few programs: echo, cat, fail, env, size, trap and watch.
 func (s *Server) exec(hw http.ResponseWriter, r *http.Request) error {
 	g, err := s.guest(r)
 	if err != nil {
@@ -90,8 +90,8 @@ func (s *Server) exec(hw http.ResponseWriter, r *http.Request) error {
 		w.print("user=%s cwd=%s env=%s tty=%v\n", ask.User, ask.Cwd, strings.Join(ask.Env, ","), ask.TTY)
 	case "size":
 		w.print("%dx%d\r\n", ask.Rows, ask.Cols)
-	case "trap":
-		w.trap()
+	case "trap", "watch":
+		w.trap(ask.Command[0] == "watch")
 	default:
 		b, _ := json.Marshal(api.Control{Error: &api.Error{Kind: api.KindNotFound, Ref: ask.Command[0], Detail: "there is no such program in the guest"}})
 		w.send(api.FrameControl, b)
@@ -101,8 +101,8 @@ func (s *Server) exec(hw http.ResponseWriter, r *http.Request) error {
 	return nil
 }
 
-// trap says that it is ready, and which signal came.
-func (w wire) trap() {
+// trap says that it is ready, and which signal came; or which window size.
+func (w wire) trap(size bool) {
 	w.print("ready\n")
 	for {
 		f, p, ok := w.next()
@@ -110,7 +110,14 @@ func (w wire) trap() {
 			return
 		}
 		var c api.Control
-		if f == api.FrameControl && json.Unmarshal(p, &c) == nil && c.Signal != "" {
+		if f != api.FrameControl || json.Unmarshal(p, &c) != nil {
+			continue
+		}
+		if c.Resize != nil && size {
+			w.print("resized %dx%d\n", c.Resize.Rows, c.Resize.Cols)
+			return
+		}
+		if c.Signal != "" && !size {
 			w.print("got %s\n", c.Signal)
 			return
 		}

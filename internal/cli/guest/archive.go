@@ -118,7 +118,7 @@ func unpack(ctx context.Context, root *os.Root, name string, first *tar.Header, 
 		if ctx.Err() != nil {
 			return context.Cause(ctx)
 		}
-		if err := u.entry(h, in); err != nil {
+		if err := u.entry(ctx, h, in); err != nil {
 			return err
 		}
 		if h, err = in.Next(); errors.Is(err, io.EOF) {
@@ -164,7 +164,7 @@ func (u *unpacker) rebase(name string) (string, error) {
 	return path.Join(u.name, rest), nil
 }
 
-func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
+func (u *unpacker) entry(ctx context.Context, h *tar.Header, in io.Reader) error {
 	name, err := u.rebase(h.Name)
 	if err != nil {
 		return err
@@ -182,7 +182,7 @@ func (u *unpacker) entry(h *tar.Header, in io.Reader) error {
 	case tar.TypeDir:
 		return u.dir(h)
 	case tar.TypeReg:
-		return u.file(h, in)
+		return u.file(ctx, h, in)
 	case tar.TypeSymlink:
 		if err := u.clear(name); err != nil {
 			return err
@@ -245,7 +245,7 @@ func (u *unpacker) dir(h *tar.Header) error {
 	return err
 }
 
-func (u *unpacker) file(h *tar.Header, in io.Reader) error {
+func (u *unpacker) file(ctx context.Context, h *tar.Header, in io.Reader) error {
 	if err := u.clear(h.Name); err != nil {
 		return err
 	}
@@ -254,7 +254,7 @@ func (u *unpacker) file(h *tar.Header, in io.Reader) error {
 		return err
 	}
 	defer file.Close()
-	if err := copySparse(file, in, h.Size); err != nil {
+	if err := copySparse(ctx, file, in, h.Size); err != nil {
 		return err
 	}
 	if u.owners {
@@ -297,9 +297,12 @@ func (u *unpacker) finish() error {
 
 // copySparse leaves holes where there are only zeros, so that a file of zeros
 // that a few bytes of tar blow up to does not fill our disk.
-func copySparse(file *os.File, in io.Reader, size int64) error {
+func copySparse(ctx context.Context, file *os.File, in io.Reader, size int64) error {
 	buf, zeros := make([]byte, 64<<10), make([]byte, 64<<10)
 	for at := int64(0); at < size; {
+		if ctx.Err() != nil { // a sparse entry may claim to be exabytes
+			return context.Cause(ctx)
+		}
 		part := buf[:min(int64(len(buf)), size-at)]
 		if _, err := io.ReadFull(in, part); err != nil {
 			return fmt.Errorf("read the guest's files: %w", err)

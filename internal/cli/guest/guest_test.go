@@ -129,6 +129,9 @@ func FuzzUnpack(f *testing.F) {
 	f.Add(tarOf(f, &tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0o755}, &tar.Header{Name: "d/h", Typeflag: tar.TypeLink, Linkname: "../secret"}))
 	f.Add(tarOf(f, &tar.Header{Name: "d/", Typeflag: tar.TypeDir, Mode: 0}, &tar.Header{Name: "d/c", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3}))
 	f.Fuzz(func(t *testing.T, data []byte) {
+		if claimed(data) > 1<<20 {
+			t.Skip("a sparse entry that is only long")
+		}
 		dir, _ := unpackBytes(t, data)
 		entries, err := os.ReadDir(dir)
 		if err != nil || len(entries) != 2 {
@@ -151,6 +154,21 @@ func FuzzUnpack(f *testing.F) {
 			return nil
 		})
 	})
+}
+
+// claimed is how many bytes the entries say to hold.
+func claimed(data []byte) (sum int64) {
+	in := tar.NewReader(bytes.NewReader(data))
+	for {
+		h, err := in.Next()
+		if err != nil {
+			return sum
+		}
+		// Reading on would be as long; so the first long one decides.
+		if sum += h.Size; sum > 1<<20 {
+			return sum
+		}
+	}
 }
 
 // TestPackAndUnpack sends a tree there and back.
