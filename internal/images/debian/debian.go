@@ -18,17 +18,17 @@ import (
 
 // Source makes images of Debian.
 type Source struct {
-	cache string // fetched packages, one folder per codename
+	cache string // of fetched packages, one folder per codename
 	apt   string // the host's apt configuration
 
 	mu    sync.Mutex
 	turns map[string]chan struct{} // one build of a codename at a time: apt locks its cache
 }
 
-// New returns the source; packages are kept in cacheDir, so that a second
-// build, or one after a failure, fetches only what is new.
-func New(cacheDir string) *Source {
-	return &Source{cache: cacheDir, apt: "/etc/apt", turns: map[string]chan struct{}{}}
+// New returns the source; packages are kept in the folder "debian" below dir,
+// so that a second build, or one after a failure, fetches only what is new.
+func New(dir string) *Source {
+	return &Source{cache: filepath.Join(dir, "debian"), apt: "/etc/apt", turns: map[string]chan struct{}{}}
 }
 
 // Name is "debian".
