@@ -170,11 +170,19 @@ func (t *Tree) Remove(ctx context.Context, name string) error {
 	if err := checkName(name); err != nil {
 		return err
 	}
-	var failed error
+	return t.clear(ctx, name)
+}
+
+// clear removes the group's directories, that of v2 first: while it has
+// processes its limits stay in force.
+func (t *Tree) clear(ctx context.Context, name string) error {
+	until := time.Now().Add(emptyWait)
 	for _, dir := range t.dirs(name) {
-		failed = errors.Join(failed, removeAll(ctx, dir, time.Now().Add(emptyWait)))
+		if err := removeAll(ctx, dir, until); err != nil {
+			return err
+		}
 	}
-	return failed
+	return nil
 }
 
 // removeAll removes a group and those below it, deepest first.
@@ -215,11 +223,7 @@ func removeAll(ctx context.Context, dir string, until time.Time) error {
 
 // Destroy removes all groups and the subtree itself. All guests must be gone.
 func (t *Tree) Destroy(ctx context.Context) error {
-	var failed error
-	for _, dir := range t.dirs("") {
-		failed = errors.Join(failed, removeAll(ctx, dir, time.Now().Add(emptyWait)))
-	}
-	return failed
+	return t.clear(ctx, "")
 }
 
 // Freeze stops all processes of the group called name and returns once they

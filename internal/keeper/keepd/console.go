@@ -205,7 +205,10 @@ func (cs *consoles) finish(c *console) {
 	if c.master < 0 {
 		return
 	}
-	cs.carry(c, make([]byte, lastWords))
+	buf := make([]byte, 8<<10)
+	for left := lastWords; left > 0 && cs.carry(c, buf); {
+		left -= len(buf)
+	}
 	cs.mu.Lock()
 	delete(cs.byID, c.id)
 	cs.mu.Unlock()

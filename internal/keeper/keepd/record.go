@@ -80,27 +80,20 @@ func (k *daemon) adopt(r keeper.Record, fds []int) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	p, known := k.programs[r.Name]
-	switch {
-	case !known:
+	if !known {
 		p = &program{rec: r, pidfd: -1}
 		k.programs[r.Name] = p
-	case p.starting || p.rec.Pid != r.Pid || p.rec.Ticks != r.Ticks:
-		return
-	case r.Exit != nil && !r.Exit.Unknown:
-		p.rec.Exit = r.Exit
-	case p.rec.Exit != nil && p.rec.Exit.Unknown && pidfd >= 0:
-		p.rec.Exit = nil // with its pidfd we can know
 	}
+	if p.starting || p.rec.Pid != r.Pid || p.rec.Ticks != r.Ticks {
+		return
+	}
+	p.rec.Exit = better(p.rec.Exit, r.Exit, pidfd >= 0)
 	if p.rec.Exit == nil && p.pidfd < 0 {
 		if pidfd < 0 {
 			pidfd = openProcess(r)
 		}
 		p.pidfd, pidfd = pidfd, -1
-		if p.pidfd < 0 {
-			p.rec.Exit = &keeper.Exit{Unknown: true, At: time.Now()}
-		} else if err := k.exits.watch(p, p.pidfd); err != nil {
-			k.log.Error("end of program will not be noticed", "program", r.Name, "err", err)
-		}
+		k.hold(p)
 	}
 	if p.rec.Exit == nil && p.console == nil && master >= 0 {
 		c, err := k.consoles.add(master, newRotating(r.Log, r.LogMax))
@@ -112,6 +105,27 @@ func (k *daemon) adopt(r keeper.Record, fds []int) {
 	}
 	k.save(p.rec)
 	k.tell(packet{m: keeper.Message{Op: keeper.OpHave, Record: copyOf(p.rec)}, p: p})
+}
+
+// better chooses between how a program ended as we know it and as we are told.
+// With its pidfd at hand we need not be content with not knowing.
+func better(ours, told *keeper.Exit, pidfd bool) *keeper.Exit {
+	if told != nil && !told.Unknown {
+		return told
+	}
+	if ours != nil && ours.Unknown && pidfd {
+		return nil
+	}
+	return ours
+}
+
+// hold waits for the end of an adopted program, or takes note that it is gone.
+func (k *daemon) hold(p *program) {
+	if p.pidfd < 0 {
+		p.rec.Exit = &keeper.Exit{Unknown: true, At: time.Now()}
+	} else if err := k.exits.watch(p, p.pidfd); err != nil {
+		k.log.Error("end of program will not be noticed", "program", p.rec.Name, "err", err)
+	}
 }
 
 // openProcess returns the pidfd of the process that r tells of, or -1 when it
