@@ -5,6 +5,7 @@ import (
 	"context"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net/http"
 	"regexp"
 
@@ -115,7 +116,10 @@ func decode[T any](text json.RawMessage) (T, error) {
 	d.DisallowUnknownFields()
 	err := d.Decode(&v)
 	if err == nil {
-		return v, nil
+		if _, err = d.Token(); err == io.EOF {
+			return v, nil
+		}
+		return v, errs.Bad("spec", "goes on after its end", "")
 	}
 	if parts := unknownField.FindStringSubmatch(err.Error()); parts != nil {
 		return v, errs.Bad("spec."+parts[1], "is not known here", "check the spelling")

@@ -6,6 +6,7 @@ import (
 	"crypto/subtle"
 	"errors"
 	"fmt"
+	"log/slog"
 	"net"
 	"net/http"
 	"os/user"
@@ -41,6 +42,7 @@ func (s *Server) Serve(ctx context.Context, listeners ...net.Listener) error {
 	for _, l := range listeners {
 		h := &http.Server{
 			Handler: s.guarded(), ReadHeaderTimeout: headerTimeout, IdleTimeout: idleTimeout,
+			ErrorLog:    slog.NewLogLogger(s.Log.Handler(), slog.LevelWarn),
 			BaseContext: func(net.Listener) context.Context { return streams },
 		}
 		if l.Addr().Network() == "unix" {

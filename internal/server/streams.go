@@ -83,7 +83,6 @@ func (s *Server) getFiles(ctx context.Context, in *filesInput, w *streamWriter, 
 	return s.Live.Pack(ctx, r.ID, in.Path, w)
 }
 
-// putFiles may answer, with what is wrong, before the whole request was read.
 func (s *Server) putFiles(ctx context.Context, in *filesInput, w *streamWriter, r *http.Request) error {
 	g, err := s.Tables.Guests.Get(in.Name)
 	if err != nil {
@@ -92,9 +91,6 @@ func (s *Server) putFiles(ctx context.Context, in *filesInput, w *streamWriter, 
 	if err := in.check(); err != nil {
 		return err
 	}
-	// HTTP/2 is full duplex always and says it cannot be asked; then there is
-	// nothing to do.
-	_ = w.flush.EnableFullDuplex()
 	if err := s.Live.Unpack(ctx, g.ID, in.Path, r.Body); err != nil {
 		return err
 	}
