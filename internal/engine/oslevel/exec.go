@@ -191,7 +191,7 @@ func (m *Machine) enter(ctx context.Context, x entry, stdin, stdout, stderr *os.
 	if frozen, err := m.e.o.Tree.Frozen(m.parts.Cgroup); err == nil && frozen {
 		return nil, &errs.Error{Op: "oslevel.exec", Kind: errs.Conflict, Ref: "guest/" + m.g.Name, Msg: "the guest is paused", Hint: "resume it first"}
 	}
-	bpf, err := nativeFilter()
+	bpf, err := m.e.filter()
 	if err != nil {
 		return nil, err
 	}

@@ -4,7 +4,6 @@ import (
 	"encoding/binary"
 	"fmt"
 	"math"
-	"runtime"
 	"slices"
 
 	"github.com/elastic/go-seccomp-bpf/arch"
@@ -129,8 +128,6 @@ func section(a *arch.Info, x32 bool) []instruction {
 		instruction{code: bpfReturn, k: actionErrno | uint32(unix.EPERM)},
 		instruction{code: bpfReturn, k: actionErrno | uint32(unix.ENOSYS)})
 }
-
-func nativeFilter() ([]byte, error) { return filter(runtime.GOARCH) }
 
 // confine gives up what no program of a guest may have. It runs inside the
 // guest as its root, before the program's own user is taken on.

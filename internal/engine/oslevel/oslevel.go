@@ -18,6 +18,8 @@ import (
 	"fmt"
 	"log/slog"
 	"os"
+	"runtime"
+	"sync"
 
 	"golang.org/x/sys/unix"
 
@@ -37,12 +39,17 @@ type Options struct {
 }
 
 // Engine runs operating-system-level guests.
-type Engine struct{ o Options }
+type Engine struct {
+	o      Options
+	filter func() ([]byte, error) // the seccomp program, assembled once
+}
 
 var _ engine.Engine = (*Engine)(nil)
 
 // New returns the engine. It does no I/O.
-func New(o Options) *Engine { return &Engine{o} }
+func New(o Options) *Engine {
+	return &Engine{o: o, filter: sync.OnceValues(func() ([]byte, error) { return filter(runtime.GOARCH) })}
+}
 
 // Info says whether this host's kernel can do what guests need.
 func (e *Engine) Info(context.Context) (engine.Info, error) {

@@ -25,7 +25,7 @@ func (e *Engine) Program(g guest.Guest, parts engine.Parts) (keeper.Program, err
 	if parts.IDBase == 0 {
 		return keeper.Program{}, &errs.Error{Op: "oslevel.program", Kind: errs.Internal, Ref: "guest/" + g.Name, Msg: "no user ids were given to the guest"}
 	}
-	input, err := e.compile(g, parts)
+	input, err := e.compileStart(g, parts, e.o.Tree.Join(parts.Cgroup))
 	if err != nil {
 		return keeper.Program{}, err
 	}

@@ -34,13 +34,13 @@ type boot struct {
 	root, devices, console plan.Reg
 }
 
-// compile writes the plan of a start.
-func (e *Engine) compile(g guest.Guest, parts engine.Parts) ([]byte, error) {
-	bpf, err := nativeFilter()
+// compileStart writes the plan of a start.
+func (e *Engine) compileStart(g guest.Guest, parts engine.Parts, join cgroup.JoinPaths) ([]byte, error) {
+	bpf, err := e.filter()
 	if err != nil {
 		return nil, err
 	}
-	b := &boot{script: script{&plan.Plan{}}, g: g, parts: parts, join: e.o.Tree.Join(parts.Cgroup), bpf: bpf}
+	b := &boot{script: script{&plan.Plan{}}, g: g, parts: parts, join: join, bpf: bpf}
 	b.stage = stage{s: b.script, word: b.Space(8)}
 	if err := b.host(); err != nil {
 		return nil, err
