@@ -64,7 +64,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 
 // preferredPool chooses the driver of the default pool, and says why.
 func (d drivers) preferredPool(dataDir string) (driver, why string) {
-	return storage.Preferred(storage.LookAt(dataDir, d.pools["btrfs"].Info()))
+	return preferred(lookAt(dataDir, d.pools["btrfs"].Info()))
 }
 
 // engineFacts is what the door needs to know of the engines.
@@ -79,7 +79,7 @@ func (d drivers) engineFacts() (facts []admission.Engine) {
 	return facts
 }
 
-func (d drivers) poolFacts() (facts []admission.Driver) {
+func (d drivers) poolDrivers() (facts []admission.Driver) {
 	for name, p := range d.pools {
 		info := p.Info()
 		facts = append(facts, admission.Driver{Name: name, Missing: info.Missing, Hint: info.Hint})
@@ -87,7 +87,7 @@ func (d drivers) poolFacts() (facts []admission.Driver) {
 	return facts
 }
 
-func (d drivers) networkFacts() (facts []admission.Driver) {
+func (d drivers) networkDrivers() (facts []admission.Driver) {
 	for name := range d.fabrics {
 		facts = append(facts, admission.Driver{Name: name})
 	}

@@ -3,6 +3,7 @@ package daemon
 import (
 	"context"
 	"crypto/rand"
+	"crypto/tls"
 	"encoding/hex"
 	"errors"
 	"io"
@@ -35,7 +36,7 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 	}
 	door := admission.New(admission.Options{
 		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory},
-		Engines: d.drivers.engineFacts, PoolDrivers: d.drivers.poolFacts, NetworkDrivers: d.drivers.networkFacts,
+		Engines: d.drivers.engineFacts, PoolDrivers: d.drivers.poolDrivers, NetworkDrivers: d.drivers.networkDrivers,
 		CheckSource: d.checkSource, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
 	})
 	return server.New(ctx, server.Options{
@@ -169,4 +170,22 @@ func (d *daemon) listen() ([]net.Listener, error) {
 		return nil, errors.Join(err, local.Close())
 	}
 	return []net.Listener{local, remote}, nil
+}
+
+// listenHTTPS opens the listener of those who are not on this host, or not
+// root, with a certificate of Lodge's own making.
+func (d *daemon) listenHTTPS() (net.Listener, error) {
+	host, _, err := net.SplitHostPort(d.opt.HTTPS)
+	if err != nil {
+		return nil, errs.Bad("https", err.Error(), "write it as 127.0.0.1:8443")
+	}
+	config, err := server.LoadOrMakeTLS(d.opt.tlsDir(), []string{host, "localhost", d.opt.Host})
+	if err != nil {
+		return nil, err
+	}
+	l, err := net.Listen("tcp", d.opt.HTTPS)
+	if err != nil {
+		return nil, &errs.Error{Kind: errs.Conflict, Field: "https", Msg: "cannot listen on " + d.opt.HTTPS, Hint: "choose another address: lodged --https 127.0.0.1:9443, or none", Err: err}
+	}
+	return tls.NewListener(l, config), nil
 }

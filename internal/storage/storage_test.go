@@ -8,22 +8,6 @@ import (
 	"lodge/internal/base/errs"
 )
 
-func TestPreferred(t *testing.T) {
-	for _, c := range []struct {
-		h    Host
-		want string
-	}{
-		{Host{}, "btrfs"},
-		{Host{OnBtrfs: true}, "btrfs"},
-		{Host{BtrfsMissing: "mkfs.btrfs is not installed"}, "dir"},
-		{Host{OnBtrfs: true, BtrfsMissing: "mkfs.btrfs is not installed"}, "btrfs"},
-	} {
-		if got, why := Preferred(c.h); got != c.want || why == "" {
-			t.Errorf("%+v: %s (%s), want %s", c.h, got, why, c.want)
-		}
-	}
-}
-
 func TestFailed(t *testing.T) {
 	for err, want := range map[error]errs.Kind{
 		syscall.ENOSPC: errs.NoSpace,

@@ -106,9 +106,6 @@ func (r *Reconciler) driver(rec tables.PoolRecord) (storage.Driver, error) {
 	if !ok {
 		return nil, &errs.Error{Kind: errs.Unsupported, Ref: "pool/" + rec.Name, Field: "driver", Msg: "there is no driver " + rec.Spec.Driver}
 	}
-	if info := d.Info(); info.Missing != "" {
-		return nil, &errs.Error{Kind: errs.Unsupported, Ref: "pool/" + rec.Name, Field: "driver", Msg: info.Missing, Hint: info.Hint}
-	}
 	return d, nil
 }
 

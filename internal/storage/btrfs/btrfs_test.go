@@ -298,12 +298,4 @@ func must(t *testing.T, err error) {
 	}
 }
 
-func TestPreferredFindsBtrfs(t *testing.T) {
-	storagetest.NeedRoot(t)
-	p := storagetest.Open(t, onLoop(t)).(*btrfsPool)
-	if h := storage.LookAt(filepath.Join(p.root, "not", "made"), storage.Info{}); !h.OnBtrfs {
-		t.Error("a data directory on btrfs was not recognised")
-	}
-}
-
 func BenchmarkVolume(b *testing.B) { storagetest.Bench(b, onLoop(b)) }

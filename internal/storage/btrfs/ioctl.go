@@ -184,5 +184,5 @@ func dropQgroup(pool string, id uint64) error {
 // onBtrfs reports whether path exists and lies on btrfs.
 func onBtrfs(path string) bool {
 	var st unix.Statfs_t
-	return unix.Statfs(path, &st) == nil && st.Type == storage.Btrfs
+	return unix.Statfs(path, &st) == nil && st.Type == unix.BTRFS_SUPER_MAGIC
 }

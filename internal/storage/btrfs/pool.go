@@ -21,6 +21,8 @@ import (
 	"lodge/internal/storage"
 )
 
+var _ storage.Unmounter = (*btrfsPool)(nil)
+
 type btrfsPool struct {
 	name, ref   string
 	dir         string // the pool's own place in the data directory
@@ -259,6 +261,34 @@ func (p *btrfsPool) Destroy(ctx context.Context) error {
 	return storage.Failed("pool.destroy", p.ref, p.takeApart(ctx))
 }
 
+// Unmount takes the pool's own mount away; its loop device goes with it.
+func (p *btrfsPool) Unmount(context.Context) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.where == onDirectory {
+		return nil
+	}
+	return storage.Failed("pool.unmount", p.ref, p.unmount("pool.unmount"))
+}
+
+func (p *btrfsPool) unmount(op string) error {
+	info, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		return err
+	}
+	if fstype, _ := mountedAt(string(info), p.root); fstype == "" {
+		return nil
+	}
+	if err := unix.Unmount(p.root, 0); err != nil {
+		if errors.Is(err, unix.EBUSY) {
+			return &errs.Error{Op: op, Kind: errs.Busy, Ref: p.ref, Err: err,
+				Msg: "something still uses " + p.root, Hint: "see who: fuser -vm " + p.root}
+		}
+		return &os.PathError{Op: "umount", Path: p.root, Err: err}
+	}
+	return nil
+}
+
 // takeApart removes what Lodge made, the file system last of all.
 func (p *btrfsPool) takeApart(ctx context.Context) error {
 	if p.where == onDirectory {
@@ -270,18 +300,8 @@ func (p *btrfsPool) takeApart(ctx context.Context) error {
 		}
 		return p.removeDir()
 	}
-	info, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
+	if err := p.unmount("pool.destroy"); err != nil {
 		return err
-	}
-	if fstype, _ := mountedAt(string(info), p.root); fstype != "" {
-		if err := unix.Unmount(p.root, 0); err != nil {
-			if errors.Is(err, unix.EBUSY) {
-				return &errs.Error{Op: "pool.destroy", Kind: errs.Busy, Ref: p.ref, Err: err,
-					Msg: "something still uses " + p.root, Hint: "see who: fuser -vm " + p.root}
-			}
-			return &os.PathError{Op: "umount", Path: p.root, Err: err}
-		}
 	}
 	if p.where == onDevice {
 		if err := p.wipe(); err != nil {
