@@ -137,12 +137,14 @@ type hands struct {
 	signal func(os.Signal) error
 }
 
-// listen acts upon the client's messages until it goes or misbehaves.
-func (w *wireConn) listen(h hands) {
+// listen acts upon the client's messages until it goes or misbehaves; gone is
+// called then, before input that the program does not take is given up.
+func (w *wireConn) listen(h hands, gone func()) {
 	feed := make(chan []byte, queued)
 	var fed sync.WaitGroup
 	defer fed.Wait()
 	defer close(feed)
+	defer gone()
 	fed.Go(func() { pour(feed, h) })
 	for {
 		kind, p, err := w.conn.Read(w.ctx)
@@ -244,10 +246,7 @@ func (s *Server) run(ctx context.Context, cancel func(), w *wireConn, id string,
 	if err != nil {
 		return 0, err
 	}
-	go func() {
-		defer cancel()
-		w.listen(hands{input: ours[0], eof: func() { ours[0].Close() }, resize: program.Resize, signal: program.Signal})
-	}()
+	go w.listen(hands{input: ours[0], eof: func() { ours[0].Close() }, resize: program.Resize, signal: program.Signal}, cancel)
 	go w.watch(cancel)
 	var ended atomic.Bool
 	var told sync.WaitGroup
@@ -280,10 +279,7 @@ func (s *Server) runTerminal(ctx context.Context, cancel func(), w *wireConn, id
 		return 0, err
 	}
 	terminal := program.Terminal()
-	go func() {
-		defer cancel()
-		w.listen(hands{input: terminal, eof: func() {}, resize: program.Resize, signal: program.Signal})
-	}()
+	go w.listen(hands{input: terminal, eof: func() {}, resize: program.Resize, signal: program.Signal}, cancel)
 	go w.watch(cancel)
 	told := make(chan struct{})
 	go func() {
@@ -329,10 +325,7 @@ func (s *Server) console(ctx context.Context, in *GuestName, w *streamWriter, r 
 	wire := &wireConn{conn: c, ctx: ctx}
 	stop := context.AfterFunc(ctx, func() { console.Close() })
 	defer stop()
-	go func() {
-		defer cancel()
-		wire.listen(hands{input: console, eof: func() {}, resize: console.Resize, signal: func(os.Signal) error { return nil }})
-	}()
+	go wire.listen(hands{input: console, eof: func() {}, resize: console.Resize, signal: func(os.Signal) error { return nil }}, cancel)
 	go wire.watch(cancel)
 	if wire.send(api.FrameOut, console, func() {}) == nil {
 		c.Close(websocket.StatusNormalClosure, "")
