@@ -35,8 +35,10 @@ var drivers = map[string]string{
 	"btrfs":   "internal/storage/btrfs",
 }
 
-// where a driver's name may appear besides its folder.
-var wiring = []string{"internal/daemon", "internal/arch", "internal/doctor", "test"}
+// where a driver's name may appear besides its folder: where it is wired, where
+// the host's fitness for it is judged, and where the command line's help gives
+// examples.
+var wiring = []string{"internal/daemon", "internal/arch", "internal/doctor", "internal/cli", "test"}
 
 // Check returns every breach of the laws below root, a line each. layers is the
 // text of layers.txt.

@@ -40,10 +40,23 @@ func Run(ctx context.Context, o Options) (err error) {
 	if err := d.planAutostart(ctx); err != nil {
 		return err
 	}
-	if err := d.making.SweepAll(ctx); err != nil {
-		d.log.Warn("content that no image needs could not be removed", "error", err)
+	if err := d.sweep(ctx); err != nil {
+		d.log.Warn("what an earlier daemon left could not be removed", "error", err)
 	}
 	return d.serve(ctx)
+}
+
+// sweep removes content and uploads that no image needs: a daemon died before it
+// could.
+func (d *daemon) sweep(ctx context.Context) error {
+	wanted := map[string]bool{}
+	for _, im := range d.tables.Images.List() {
+		wanted[im.Spec.Upload] = true
+	}
+	return errors.Join(
+		d.making.SweepAll(ctx),
+		d.drivers.uploads.Sweep(func(id string) bool { return wanted[id] }),
+	)
 }
 
 // serve runs the reconcilers and the server until ctx or one of them ends.

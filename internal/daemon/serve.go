@@ -18,6 +18,7 @@ import (
 	"lodge/internal/base/version"
 	"lodge/internal/control/guests"
 	"lodge/internal/doctor"
+	"lodge/internal/fabric"
 	"lodge/internal/fabric/bridge"
 	"lodge/internal/images/tarball"
 	"lodge/internal/model/image"
@@ -121,7 +122,9 @@ func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
 		return nil, err
 	}
 	var out []api.Check
-	for _, c := range doctor.Run(ctx, doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: []string{self, "kvm-probe"}}) {
+	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: []string{self, "kvm-probe"}}
+	d.networks.All(func(_ string, f fabric.Fabric) { o.Bridges = append(o.Bridges, f.Device()) })
+	for _, c := range doctor.Run(ctx, o) {
 		out = append(out, api.Check{
 			Name: c.Name, Group: c.Group, State: string(c.State), Found: c.Found, Cause: c.Cause, Fix: c.Fix, Fixed: c.Fixed, Before: c.Before,
 		})

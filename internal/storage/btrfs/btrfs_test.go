@@ -13,7 +13,6 @@ import (
 
 	"lodge/internal/base/errs"
 	"lodge/internal/model/pool"
-	"lodge/internal/storage"
 	"lodge/internal/storage/storagetest"
 )
 

@@ -10,8 +10,6 @@ import (
 	"unsafe"
 
 	"golang.org/x/sys/unix"
-
-	"lodge/internal/storage"
 )
 
 // Requests and structures of linux/btrfs.h. The sizes in the request numbers
