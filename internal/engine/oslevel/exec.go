@@ -73,6 +73,7 @@ func (x entry) compile(join cgroup.JoinPaths, bpf []byte) ([]byte, error) {
 	}
 	const all = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET
 	s.Do("enter the guest", unix.SYS_SETNS, guestFD, plan.Imm(all))
+	s.undumpable()
 	c := s.newClone(0, leaf)
 	child := s.Mark()
 	s.Spawn(whatClone, c.args, child)
@@ -201,15 +202,19 @@ func (m *Machine) enter(ctx context.Context, x entry, stdin, stdout, stderr *os.
 	}
 	said, err := m.help(ctx, input, stdin, stdout, stderr)
 	if err != nil {
+		kind := errs.Internal
+		if ctx.Err() != nil {
+			kind = errs.Cancelled
+		}
 		said.close()
-		return nil, &errs.Error{Op: "oslevel.exec", Kind: errs.Internal, Ref: "guest/" + m.g.Name, Msg: "the launch helper failed", Err: err}
+		return nil, &errs.Error{Op: "oslevel.exec", Kind: kind, Ref: "guest/" + m.g.Name, Msg: "the launch helper did not finish", Err: err}
 	}
 	p := said.take()
 	switch {
 	case said.failure != "":
 		err = m.failure(x, said.failure)
 	case p == nil:
-		err = &errs.Error{Op: "oslevel.exec", Kind: errs.Conflict, Ref: "guest/" + m.g.Name, Msg: "the guest ended", Err: ctx.Err()}
+		err = &errs.Error{Op: "oslevel.exec", Kind: errs.Conflict, Ref: "guest/" + m.g.Name, Msg: "the guest ended"}
 	default:
 		return p, nil
 	}
@@ -240,7 +245,7 @@ func (m *Machine) help(ctx context.Context, input []byte, stdin, stdout, stderr 
 		return said, errors.Join(err, unix.Close(pair[0]), theirs.Close())
 	}
 	guest := os.NewFile(uintptr(pidfd), "guest")
-	cmd := exec.CommandContext(ctx, m.e.o.Launch)
+	cmd := exec.Command(m.e.o.Launch)
 	cmd.Env, cmd.Dir = []string{}, "/"
 	cmd.ExtraFiles = []*os.File{in, theirs, guest}
 	// A nil *os.File in an io.Reader would not be nil.
@@ -259,8 +264,22 @@ func (m *Machine) help(ctx context.Context, input []byte, stdin, stdout, stderr 
 	if err != nil {
 		return said, errors.Join(err, unix.Close(pair[0]))
 	}
+	// Who gives up must not kill the helper, which alone knows what it made:
+	// it fails to report and ends that itself.
+	hungUp := make(chan struct{})
+	stop := context.AfterFunc(ctx, func() {
+		_ = unix.Shutdown(pair[0], unix.SHUT_RDWR)
+		close(hungUp)
+	})
 	err = said.listen(pair[0])
+	if !stop() {
+		<-hungUp // the number must not be somebody else's by then
+	}
 	unix.Close(pair[0])
+	if ctx.Err() != nil {
+		said.close()
+		said, err = statement{}, ctx.Err()
+	}
 	// How the helper ended adds nothing to what it said.
 	_ = cmd.Wait()
 	return said, err
@@ -352,7 +371,7 @@ func (m *Machine) failure(x entry, said string) error {
 		e.Kind, e.Msg, e.Hint = errs.Busy, "the guest has as many processes as it may", "end some, or raise its limit: lodge set GUEST --processes N"
 	case errno == unix.ENOMEM:
 		e.Kind, e.Msg, e.Hint = errs.Busy, "the guest has no memory left", "end some of its programs, or raise its limit: lodge set GUEST --memory SIZE"
-	case errno == unix.ESRCH:
+	case unix.PidfdSendSignal(m.held.Pidfd(), 0, nil, 0) != nil:
 		e.Kind, e.Msg = errs.Conflict, "the guest ended"
 	}
 	return e

@@ -6,6 +6,7 @@ import (
 	"os"
 	"strings"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -150,5 +151,40 @@ func TestExecCancelled(t *testing.T) {
 	}
 	if out := shell(t, m, "ps | grep -c '[s]leep 1000'"); out != "0\n" {
 		t.Errorf("it still runs: %s", out)
+	}
+}
+
+// TestExecWhileFrozen checks that an exec that lost the race against a pause
+// can be given up, and leaves nothing behind.
+func TestExecWhileFrozen(t *testing.T) {
+	r := newRig(t)
+	_, m := r.sleeper()
+	group := r.tree.Join(m.parts.Cgroup).Dir + "/" + execGroup
+	shell(t, m, "true") // makes the group
+	if err := os.WriteFile(group+"/cgroup.freeze", []byte("1"), 0); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel := context.WithCancel(t.Context())
+	time.AfterFunc(200*time.Millisecond, cancel)
+	if _, err := m.Exec(ctx, session.Request{Argv: []string{"true"}}); !errs.Is(err, errs.Cancelled) {
+		t.Errorf("given up: %v", err)
+	}
+	if left, err := os.ReadFile(group + "/cgroup.procs"); err != nil || len(left) > 0 {
+		t.Errorf("left behind: %q, %v", left, err)
+	}
+}
+
+// TestExecAfterTheEnd checks what is said when the guest is gone.
+func TestExecAfterTheEnd(t *testing.T) {
+	r := newRig(t)
+	d, m := r.sleeper()
+	if err := m.Kill(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := d.Wait(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := m.Exec(t.Context(), session.Request{Argv: []string{"true"}}); !errs.Is(err, errs.Conflict) {
+		t.Errorf("exec in a guest that ended: %v", err)
 	}
 }
