@@ -35,17 +35,12 @@ const (
 // revision is too old to resume from).
 func (c *Client) Events(ctx context.Context, o EventOptions) iter.Seq2[api.Event, error] {
 	return func(yield func(api.Event, error) bool) {
-		last, backoff, connected := o.Since, eventBackoffMin, false
+		at, backoff, connected := place{rev: o.Since}, eventBackoffMin, false
 		for {
-			resp, err := c.openEvents(ctx, o, last, connected)
+			resp, err := c.openEvents(ctx, o, at.rev, connected)
 			if err == nil {
 				connected, backoff = true, eventBackoffMin
-				stop := scanEvents(resp.Body, func(e api.Event) bool {
-					if e.Rev > 0 {
-						last = max(last, e.Rev)
-					}
-					return yield(e, nil)
-				})
+				stop := scanEvents(resp.Body, func(e api.Event) bool { return at.known(e) || yield(e, nil) })
 				resp.Body.Close()
 				if stop {
 					return
@@ -62,6 +57,32 @@ func (c *Client) Events(ctx context.Context, o EventOptions) iter.Seq2[api.Event
 			}
 		}
 	}
+}
+
+// place is how far a reader of events has come. One revision may have several
+// events, and the server tells all of the last one's again on a resumed stream.
+type place struct {
+	rev  int64
+	seen map[string]bool // what was told of rev
+}
+
+// known notes an event and reports whether it was noted before.
+func (p *place) known(e api.Event) bool {
+	if e.Type == "progress" || e.Rev == 0 {
+		return false
+	}
+	if e.Rev > p.rev {
+		p.rev, p.seen = e.Rev, map[string]bool{}
+	}
+	key := e.Type + " " + e.Kind + "/" + e.Name + " " + e.Message
+	if e.Rev < p.rev || p.seen[key] {
+		return true
+	}
+	if p.seen == nil { // the caller came from this revision: it is behind us
+		return true
+	}
+	p.seen[key] = true
+	return false
 }
 
 // refused reports whether the server answered, and said that asking again will

@@ -176,7 +176,7 @@ func hostileTar(w io.Writer, way string) error {
 		t.WriteHeader(&tar.Header{Name: "device/null", Typeflag: tar.TypeChar, Devmajor: 1, Devminor: 3, Mode: 0o666})
 		file("device/setuid")
 	case "zeros":
-		const size = 256 << 20
+		const size = 32 << 20
 		t.WriteHeader(&tar.Header{Name: "zeros/big", Typeflag: tar.TypeReg, Mode: 0o644, Size: size})
 		block := make([]byte, 1<<20)
 		for range size >> 20 {

@@ -3,6 +3,7 @@ package host
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"time"
 
@@ -45,10 +46,13 @@ is kept, with -f alone only what comes. Each line begins with its revision.`,
 	return cmd
 }
 
-// quiet is how long the stream may be silent before all that was kept has come.
-// The revision that the list was read at may be that of something not shown, so
-// that it never comes.
-const quiet = 500 * time.Millisecond
+// How long the stream may be silent before all that was kept has come. The
+// revision that the list was read at may be that of something not shown, so that
+// it never comes; once it has come, only others of the same revision may follow.
+const (
+	quiet     = 500 * time.Millisecond
+	quietLast = 50 * time.Millisecond
+)
 
 func (o *eventOptions) run(ctx context.Context) error {
 	c, err := o.Client()
@@ -70,29 +74,46 @@ func (o *eventOptions) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	if o.since > 0 {
+		return o.kept(ctx, c, o.since, last)
+	}
+	// Where the kept ones begin is not told; half the way is tried each time.
+	for since := int64(1); ; since += (last - since + 1) / 2 {
+		err := o.kept(ctx, c, since, last)
+		if e, ok := errors.AsType[*api.Error](err); !ok || e.Kind != api.KindConflict || since >= last {
+			return err
+		}
+	}
+}
+
+// kept prints the events after since up to the revision last.
+func (o *eventOptions) kept(ctx context.Context, c *client.Client, since, last int64) error {
 	ctx, cancel := context.WithCancelCause(ctx)
 	defer cancel(nil)
 	idle := time.AfterFunc(quiet, func() { cancel(errQuiet) })
 	defer idle.Stop()
-	for e, err := range c.Events(ctx, client.EventOptions{Since: max(o.since, 1), Kind: o.kind}) {
+	for e, err := range c.Events(ctx, client.EventOptions{Since: since, Kind: o.kind}) {
 		if err != nil {
 			return err
 		}
-		idle.Reset(quiet)
 		if e.Type == "progress" {
 			continue
 		}
-		if err := o.print(e); err != nil || e.Rev >= last {
+		if err := o.print(e); err != nil || e.Rev > last {
 			return err
 		}
+		idle.Reset(quiet)
+		if e.Rev == last {
+			idle.Reset(quietLast)
+		}
 	}
-	if cause := context.Cause(ctx); cause != errQuiet {
+	if cause := context.Cause(ctx); !errors.Is(cause, errQuiet) {
 		return cause
 	}
 	return nil
 }
 
-var errQuiet = fmt.Errorf("no more events")
+var errQuiet = errors.New("no more events")
 
 func (o *eventOptions) print(e api.Event) error {
 	if o.form.Value == "json" {
