@@ -178,29 +178,11 @@ func value(at where, path, name string, n *yaml.Node, t reflect.Type) (any, erro
 	for t.Kind() == reflect.Pointer {
 		t = t.Elem()
 	}
-	scalar := n.Kind == yaml.ScalarNode
-	var v any
-	var err error
 	switch {
-	case scalar && size(name):
-		v, err = cli.ParseSize(n.Value)
-	case scalar && seconds(name):
-		v, err = cli.ParseSeconds(n.Value)
-	case scalar && name == "power":
-		v = power(n.Value)
-	case scalar && t.Kind() == reflect.String && n.Tag != "!!null":
-		v = n.Value // also what looks like a number or a date
 	case t.Kind() == reflect.Struct && n.Kind == yaml.MappingNode:
 		return object(at, path+".", n.Content, t)
 	case t.Kind() == reflect.Map && n.Kind == yaml.MappingNode:
-		m := map[string]string{}
-		for i := 0; i+1 < len(n.Content); i += 2 {
-			if n.Content[i+1].Kind != yaml.ScalarNode {
-				return nil, at.bad(path+"."+n.Content[i].Value, "must be text")
-			}
-			m[n.Content[i].Value] = n.Content[i+1].Value
-		}
-		v = m
+		return texts(at, path, n.Content)
 	case t.Kind() == reflect.Slice && n.Kind == yaml.SequenceNode:
 		list := make([]any, 0, len(n.Content))
 		for i, e := range n.Content {
@@ -210,14 +192,45 @@ func value(at where, path, name string, n *yaml.Node, t reflect.Type) (any, erro
 			}
 			list = append(list, one)
 		}
-		v = list
-	default:
-		err = n.Decode(&v)
+		return list, nil
 	}
+	v, err := scalar(name, n, t)
 	if err != nil {
 		return nil, at.bad(path, "%v", err)
 	}
 	return v, nil
+}
+
+// texts reads a mapping of which all values are text, whatever they look like.
+func texts(at where, path string, nodes []*yaml.Node) (map[string]string, error) {
+	m := map[string]string{}
+	for i := 0; i+1 < len(nodes); i += 2 {
+		if nodes[i+1].Kind != yaml.ScalarNode {
+			return nil, at.bad(path+"."+nodes[i].Value, "must be text")
+		}
+		m[nodes[i].Value] = nodes[i+1].Value
+	}
+	return m, nil
+}
+
+// scalar reads sizes, times, power and text as they are written, and the rest as
+// YAML has it; a wrong type is found when the whole is decoded.
+func scalar(name string, n *yaml.Node, t reflect.Type) (any, error) {
+	if n.Kind == yaml.ScalarNode {
+		switch {
+		case size(name):
+			return cli.ParseSize(n.Value)
+		case seconds(name):
+			return cli.ParseSeconds(n.Value)
+		case name == "power":
+			return power(n.Value), nil
+		case t.Kind() == reflect.String && n.Tag != "!!null":
+			return n.Value, nil // also what looks like a number or a date
+		}
+	}
+	var v any
+	err := n.Decode(&v)
+	return v, err
 }
 
 // power reads on and off also where YAML 1.1 writers mean true and false.
