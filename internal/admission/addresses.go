@@ -36,14 +36,11 @@ func (p pair) names(networkName string) []string {
 	var all []string
 	for _, a := range []netip.Prefix{p.IPv4, p.IPv6} {
 		if a.IsValid() {
-			all = append(all, LeaseName(networkName, a.Addr()))
+			all = append(all, network.LeaseName(networkName, a.String()))
 		}
 	}
 	return all
 }
-
-// LeaseName is the name of the record that holds an address.
-func LeaseName(networkName string, a netip.Addr) string { return networkName + "/" + a.String() }
 
 // take reserves the next free place in a network. free must be called once the
 // leases are committed or given up.

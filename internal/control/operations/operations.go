@@ -242,7 +242,8 @@ func (r *Reconciler) answer(s operation.Subject) Answer {
 		}
 	case forward.Kind:
 		if f, err := r.tables.Forwards.ByID(s.ID); err == nil {
-			return Answer{true, f.Status.Generation, f.Status.Active, f.Status.Problem}
+			// One whose guest is down waits for it, and nobody for that.
+			return Answer{true, f.Status.Generation, true, f.Status.Problem}
 		}
 	}
 	return Answer{}
