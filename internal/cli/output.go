@@ -34,6 +34,9 @@ type Table struct {
 // Row adds one row.
 func (t *Table) Row(cells ...string) { t.Rows = append(t.Rows, cells) }
 
+// Blank is a cell that stays empty: this line belongs to the one above.
+const Blank = " "
+
 // Write aligns the columns. Cells are made harmless, and empty ones shown as
 // "-" so that a script can split on blanks.
 func (t *Table) Write(w io.Writer) error {
@@ -44,10 +47,7 @@ func (t *Table) Write(w io.Writer) error {
 	var widths []int
 	for _, r := range rows {
 		for i, cell := range r {
-			cell = strings.Join(strings.Fields(Clean(cell)), " ")
-			if cell == "" {
-				cell = "-"
-			}
+			cell = shown(cell)
 			r[i] = cell
 			if i == len(widths) {
 				widths = append(widths, 0)
@@ -67,6 +67,16 @@ func (t *Table) Write(w io.Writer) error {
 	}
 	_, err := io.WriteString(w, b.String())
 	return err
+}
+
+func shown(cell string) string {
+	if cell == Blank {
+		return cell
+	}
+	if cell = strings.Join(strings.Fields(Clean(cell)), " "); cell == "" {
+		return "-"
+	}
+	return cell
 }
 
 // Print writes v as JSON or YAML, or the table made of it.

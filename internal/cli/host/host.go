@@ -102,7 +102,7 @@ its cause and the command that cures it. The exit status is 1 if there are fault
 // below it.
 func doctorTable(checks []api.Check) *cli.Table {
 	marks := map[string]string{"ok": "✔", "warning": "!", "fault": "✘"}
-	t := &cli.Table{Header: []string{"", "GROUP", "CHECK", "FOUND"}}
+	t := &cli.Table{Header: []string{cli.Blank, "GROUP", "CHECK", "FOUND"}}
 	for _, c := range checks {
 		mark := marks[c.State]
 		found := c.Found
@@ -114,10 +114,10 @@ func doctorTable(checks []api.Check) *cli.Table {
 			continue
 		}
 		if c.Cause != "" {
-			t.Row(" ", " ", " ", "cause: "+c.Cause)
+			t.Row(cli.Blank, cli.Blank, cli.Blank, "cause: "+c.Cause)
 		}
 		if c.Fix != "" {
-			t.Row(" ", " ", " ", "cure:  "+c.Fix)
+			t.Row(cli.Blank, cli.Blank, cli.Blank, "cure: "+c.Fix)
 		}
 	}
 	return t
