@@ -10,6 +10,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/rogpeppe/go-internal/testscript"
 	"github.com/spf13/cobra"
@@ -45,6 +46,9 @@ func TestScripts(t *testing.T) {
 			env.Defer(stop)
 			env.Setenv("LODGE_HOST", host)
 			env.Setenv("HOST_OF_NOBODY", "unix://"+filepath.Join(dir, "nobody"))
+			// With -race each of some hundred programs would sleep a second
+			// before it ends.
+			env.Setenv("GORACE", "atexit_sleep_ms=0")
 			env.Values[serverKey{}] = server
 			return nil
 		},
@@ -116,6 +120,7 @@ func waitFor(ts *testscript.TestScript, _ bool, args []string) {
 		if strings.Contains(string(b), args[1]) {
 			return
 		}
+		time.Sleep(10 * time.Millisecond)
 	}
 }
 
