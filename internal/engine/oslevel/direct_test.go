@@ -58,6 +58,8 @@ func (d *direct) Signal(_ context.Context, sig syscall.Signal) error {
 }
 func (d *direct) Console(context.Context) (keeper.Console, error) { return nil, os.ErrInvalid }
 
+func (d *direct) Watch(context.Context, int) error { return os.ErrInvalid }
+
 func (d *direct) output() string {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -23,9 +23,7 @@ const stampPath = "etc/.lodge"
 // there is the guest's, so nothing is followed, nothing is waited for, and what
 // cannot be written is left.
 func (b *boot) personal() {
-	for _, dir := range []string{"etc", "var", "var/lib"} {
-		b.Ignore(unix.SYS_MKDIRAT, b.root, b.Text(dir), plan.Imm(0o755))
-	}
+	b.Ignore(unix.SYS_MKDIRAT, b.root, b.Text("etc"), plan.Imm(0o755))
 	known := b.Mark()
 	stamp := b.g.ID + " " + b.g.Name + "\n"
 	have := b.read(stampPath, len(stamp))
@@ -81,7 +79,7 @@ func (b *boot) seed() {
 		return
 	}
 	dir := "var/lib/cloud"
-	for _, d := range []string{dir, dir + "/seed", dir + "/seed/nocloud"} {
+	for _, d := range []string{"var", "var/lib", dir, dir + "/seed", dir + "/seed/nocloud"} {
 		b.Ignore(unix.SYS_MKDIRAT, b.root, b.Text(d), plan.Imm(0o755))
 	}
 	dir += "/seed/nocloud/"
