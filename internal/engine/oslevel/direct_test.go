@@ -292,7 +292,7 @@ func (d *direct) end() {
 func (r *rig) script(command string, change func(g *guest.Guest, p *engine.Parts)) string {
 	r.t.Helper()
 	d, _ := r.run(func(g *guest.Guest, p *engine.Parts) {
-		g.Spec.Command = []string{"sh", "-c", command + "; echo; echo END"}
+		g.Spec.Command = []string{"sh", "-c", command + "; echo; echo END; exec sleep 1000"}
 		if change != nil {
 			change(g, p)
 		}
