@@ -1,4 +1,4 @@
-// Package sandbox runs a test binary in network, mount and process namespaces
+// Package sandbox runs a program in network, mount and process namespaces
 // of its own, so that whatever the tests start - daemons, guests, bridges,
 // mounts - cannot reach or disturb anything outside, and is gone when they end,
 // however they end.
@@ -19,16 +19,21 @@ const stage = "LODGE_SANDBOX_STAGE"
 
 // Main is TestMain for packages whose tests need the sandbox. Without root it
 // runs the tests as they are; those that need it must skip.
-func Main(m *testing.M) {
+func Main(m *testing.M) { os.Exit(Run(m.Run)) }
+
+// Run calls f inside the sandbox, by running this program anew with the same
+// arguments, and returns what f returned. It comes before anything else in
+// main. Without root it just calls f.
+func Run(f func() int) int {
 	switch {
 	case os.Geteuid() != 0:
-		os.Exit(m.Run())
+		return f()
 	case os.Getenv(stage) == "":
-		os.Exit(enter())
+		return enter()
 	case os.Getenv(stage) == "init":
-		os.Exit(beInit())
+		return beInit()
 	}
-	os.Exit(m.Run())
+	return f()
 }
 
 // enter runs this binary as the first process of new namespaces.
