@@ -192,16 +192,12 @@ func (l *loop) caught(op, id string, err *error) {
 // wakeAll queues every id that the reconciler looks after, as if it had written
 // to it: what fails keeps its pace.
 func (l *loop) wakeAll() {
-	lister, ok := l.rec.(Lister)
-	if !ok {
-		return
-	}
-	for _, id := range l.all(lister) {
+	for _, id := range l.all() {
 		l.wake(id, true)
 	}
 }
 
-func (l *loop) all(lister Lister) []string {
+func (l *loop) all() []string {
 	defer l.caught("all", "", nil)
-	return lister.All()
+	return l.rec.All()
 }

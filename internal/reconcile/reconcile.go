@@ -39,6 +39,9 @@ type Reconciler interface {
 	// Writes lists the kinds whose status it alone writes, or whose records it
 	// alone makes.
 	Writes() []model.Kind
+	// All returns the ids that it looks after. They are all looked at when the
+	// runner starts, when events were missed, and every ResyncEvery.
+	All() []string
 	// Reconcile looks at a record, which may be gone, and takes what steps it
 	// can. It is called with the reconciler's own ids, by many goroutines but
 	// never by two for the same id. It is called again after again, or when
@@ -47,11 +50,6 @@ type Reconciler interface {
 	// error in the status does not hasten the next attempt.
 	Reconcile(ctx context.Context, log *slog.Logger, id string) (again time.Duration, err error)
 }
-
-// Lister is what a reconciler also is when it can say which ids it looks after.
-// They are all looked at when the runner starts, when events were missed, and
-// every ResyncEvery.
-type Lister interface{ All() []string }
 
 const (
 	// ResyncEvery is the interval after which every id is looked at even if

@@ -29,6 +29,7 @@ type fake struct {
 func (f *fake) Name() string         { return f.name }
 func (f *fake) Reads() []Read        { return f.reads }
 func (f *fake) Writes() []model.Kind { return f.writes }
+func (f *fake) All() []string        { return nil }
 func (f *fake) Reconcile(ctx context.Context, _ *slog.Logger, id string) (time.Duration, error) {
 	return f.do(ctx, id)
 }

@@ -178,6 +178,17 @@ func (t *Table[S, T]) Len() int {
 	return len(t.sorted)
 }
 
+// IDs returns the ids of all records, in the order of their names.
+func (t *Table[S, T]) IDs() []string {
+	t.s.mu.RLock()
+	defer t.s.mu.RUnlock()
+	ids := make([]string, len(t.sorted))
+	for i, r := range t.sorted {
+		ids[i] = r.ID
+	}
+	return ids
+}
+
 // Watch yields every record that changes after from, as Store.Events does the
 // events. What changed in one commit is told once per record.
 func (t *Table[S, T]) Watch(ctx context.Context, from Rev) iter.Seq2[Change[S, T], error] {

@@ -43,6 +43,9 @@ func (r *Reconciler) one(string) []string {
 	return nil
 }
 
+// All returns what it looks after.
+func (r *Reconciler) All() []string { return r.Tables.Forwards.IDs() }
+
 // Writes says whose status it alone writes.
 func (*Reconciler) Writes() []model.Kind { return []model.Kind{forward.Kind} }
 

@@ -100,6 +100,9 @@ func (r *Reconciler) waiting(string) (ids []string) {
 	return ids
 }
 
+// All returns what it looks after.
+func (r *Reconciler) All() []string { return r.Tables.Guests.IDs() }
+
 // Writes says whose status it alone writes.
 func (*Reconciler) Writes() []model.Kind { return []model.Kind{guest.Kind} }
 

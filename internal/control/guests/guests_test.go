@@ -83,6 +83,7 @@ func (h held) State() keeper.State {
 func (held) Pidfd() int                                          { return -1 }
 func (held) Wait(context.Context) (keeper.Exit, error)           { return keeper.Exit{}, nil }
 func (held) Signal(context.Context, syscall.Signal) error        { return nil }
+func (held) Watch(context.Context, int) error                    { return nil }
 func (held) Console(ctx context.Context) (keeper.Console, error) { return nil, nil }
 
 // toy is an engine whose machines do what they are told.

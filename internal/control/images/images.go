@@ -54,6 +54,9 @@ func (*Reconciler) Name() string { return "images" }
 // Reads says what wakes it.
 func (*Reconciler) Reads() []reconcile.Read { return []reconcile.Read{{Kind: image.Kind}} }
 
+// All returns what it looks after.
+func (r *Reconciler) All() []string { return r.Tables.Images.IDs() }
+
 // Writes says whose status it alone writes.
 func (*Reconciler) Writes() []model.Kind { return []model.Kind{image.Kind} }
 

@@ -29,6 +29,9 @@ func (*Reconciler) Name() string { return "networks" }
 // Reads says what wakes it.
 func (*Reconciler) Reads() []reconcile.Read { return []reconcile.Read{{Kind: network.Kind}} }
 
+// All returns what it looks after.
+func (r *Reconciler) All() []string { return r.Tables.Networks.IDs() }
+
 // Writes says whose status it alone writes.
 func (*Reconciler) Writes() []model.Kind { return []model.Kind{network.Kind} }
 

@@ -76,11 +76,7 @@ func (r *Reconciler) Reads() []reconcile.Read {
 
 // All lists the operations, for a start.
 func (r *Reconciler) All() []string {
-	var all []string
-	for _, op := range r.tables.Operations.List() {
-		all = append(all, op.ID)
-	}
-	return all
+	return r.tables.Operations.IDs()
 }
 
 // changed notes that a record changed and returns the operations about it.

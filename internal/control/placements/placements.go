@@ -48,6 +48,9 @@ func (*Reconciler) Name() string { return "placements" }
 // Reads says what wakes it.
 func (*Reconciler) Reads() []reconcile.Read { return []reconcile.Read{{Kind: guest.Kind}} }
 
+// All returns what it looks after.
+func (r *Reconciler) All() []string { return r.tables.Guests.IDs() }
+
 // Writes says what it alone writes.
 func (*Reconciler) Writes() []model.Kind { return []model.Kind{guest.HolderKind} }
 

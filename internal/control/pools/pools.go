@@ -31,6 +31,9 @@ func (*Reconciler) Name() string { return "pools" }
 // Reads says what wakes it.
 func (*Reconciler) Reads() []reconcile.Read { return []reconcile.Read{{Kind: pool.Kind}} }
 
+// All returns what it looks after.
+func (r *Reconciler) All() []string { return r.Tables.Pools.IDs() }
+
 // Writes says whose status it alone writes.
 func (*Reconciler) Writes() []model.Kind { return []model.Kind{pool.Kind} }
 
