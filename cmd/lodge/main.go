@@ -6,10 +6,10 @@ import (
 	"context"
 	"fmt"
 	"os"
-	"runtime/debug"
 
 	"github.com/spf13/cobra"
 
+	"lodge/internal/base/version"
 	"lodge/internal/cli"
 	"lodge/internal/cli/forward"
 	"lodge/internal/cli/guest"
@@ -28,7 +28,7 @@ func main() { os.Exit(run()) }
 func run() int {
 	ctx, signals, stop := cli.WatchSignals(context.Background())
 	defer stop()
-	f := &cli.Factory{Streams: cli.SystemStreams(), Signals: signals, Version: version()}
+	f := &cli.Factory{Streams: cli.SystemStreams(), Signals: signals, Version: version.Version}
 	root := newRoot(f)
 	err := root.ExecuteContext(ctx)
 	if err != nil && ctx.Err() != nil {
@@ -37,14 +37,6 @@ func run() int {
 	}
 	cli.PrintError(f.Streams.Err, err)
 	return cli.ExitCode(err)
-}
-
-// version is what the build says: a tag, or a revision with its date.
-func version() string {
-	if b, ok := debug.ReadBuildInfo(); ok && b.Main.Version != "" && b.Main.Version != "(devel)" {
-		return b.Main.Version
-	}
-	return "devel"
 }
 
 const exitCodes = `The exit codes of lodge:
@@ -76,7 +68,7 @@ the local one; LODGE_TOKEN and LODGE_CACERT go with https.`,
 		Version:       f.Version,
 		SilenceErrors: true,
 		SilenceUsage:  true,
-		Args:          cli.Args(cobra.NoArgs),
+		Args:          cli.Commands,
 		RunE:          func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
 	root.SetOut(f.Streams.Out)

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
-	"math"
 	"strings"
 	"testing"
 	"time"
@@ -13,38 +12,6 @@ import (
 
 	"lodge/api"
 )
-
-func TestSizes(t *testing.T) {
-	for text, want := range map[string]uint64{
-		"0": 0, "1024": 1024, "512MiB": 512 << 20, "512m": 512 << 20, "1.5GiB": 3 << 29, "5GB": 5e9, "2 TiB": 2 << 40, "7b": 7, "1kb": 1000,
-	} {
-		if got, err := ParseSize(text); err != nil || got != want {
-			t.Errorf("ParseSize(%q) = %d, %v; want %d", text, got, err, want)
-		}
-	}
-	for _, text := range []string{"", "-1", "lots", "MiB", "1PiB", "1xb", "1bb", "NaN", "inf", "9e30", "1 2"} {
-		if got, err := ParseSize(text); err == nil {
-			t.Errorf("ParseSize(%q) = %d, want an error", text, got)
-		}
-	}
-	for n, want := range map[uint64]string{0: "0B", 1023: "1023B", 1024: "1KiB", 512 << 20: "512MiB", 3 << 29: "1.5GiB", math.MaxUint64: "16777216TiB"} {
-		if got := Size(n); got != want {
-			t.Errorf("Size(%d) = %s, want %s", n, got, want)
-		}
-	}
-}
-
-func FuzzParseSize(f *testing.F) {
-	for _, s := range []string{"512MiB", "5g", "1.5GiB", "-1", "1e3", "kib", "0x10"} {
-		f.Add(s)
-	}
-	f.Fuzz(func(t *testing.T, s string) {
-		n, err := ParseSize(s)
-		if err == nil && n > math.MaxInt64 {
-			t.Errorf("%q is %d, more than any size", s, n)
-		}
-	})
-}
 
 func TestTimes(t *testing.T) {
 	for text, want := range map[string]int{"30": 30, "30s": 30, "2m": 120, "1500ms": 2, "0": 0} {

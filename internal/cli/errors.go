@@ -178,7 +178,22 @@ func Named(names ...string) cobra.PositionalArgs {
 func Group(use, short, example string, aliases ...string) *cobra.Command {
 	return &cobra.Command{
 		Use: use, Short: short, Example: example, Aliases: aliases,
-		Args: Args(cobra.NoArgs),
+		Args: Commands,
 		RunE: func(cmd *cobra.Command, _ []string) error { return cmd.Help() },
 	}
+}
+
+// Commands checks the arguments of a command that only holds others: there are
+// none. It names the commands that may have been meant.
+func Commands(cmd *cobra.Command, args []string) error {
+	if len(args) == 0 {
+		return nil
+	}
+	if cmd.SuggestionsMinimumDistance <= 0 {
+		cmd.SuggestionsMinimumDistance = 2 // cobra's own, which it sets too late for us
+	}
+	if near := cmd.SuggestionsFor(args[0]); len(near) > 0 {
+		return Usagef(cmd, "unknown command %q for %q; did you mean %s?", args[0], cmd.CommandPath(), strings.Join(near, " or "))
+	}
+	return Usagef(cmd, "unknown command %q for %q", args[0], cmd.CommandPath())
 }

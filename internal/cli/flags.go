@@ -10,6 +10,8 @@ import (
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
+
+	"lodge/internal/base/units"
 )
 
 // SizeFlag is a size that may be given or not.
@@ -20,12 +22,12 @@ func (s *SizeFlag) String() string {
 	if s.Value == nil {
 		return ""
 	}
-	return Size(*s.Value)
+	return units.Bytes(*s.Value)
 }
 
 // Set reads a size.
 func (s *SizeFlag) Set(v string) error {
-	n, err := ParseSize(v)
+	n, err := units.ParseBytes(v)
 	if err != nil {
 		return err
 	}

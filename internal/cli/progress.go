@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"lodge/api"
+	"lodge/internal/base/units"
 )
 
 const (
@@ -96,7 +97,7 @@ func (p *progress) lines(turn int, since time.Duration) []string {
 func Step(s api.Progress) string {
 	number := func(n uint64) string { return fmt.Sprint(n) }
 	if s.Unit == "bytes" {
-		number = Size
+		number = units.Bytes
 	}
 	text := s.Step
 	switch {

@@ -7,50 +7,16 @@ import (
 	"strings"
 	"time"
 	"unicode"
+
+	"lodge/internal/base/units"
 )
-
-// ParseSize reads a size in bytes: a bare number, or 512MiB, 5g (powers of
-// 1,024), 5GB (of 1,000).
-func ParseSize(s string) (uint64, error) {
-	text := strings.ToLower(strings.TrimSpace(s))
-	digits := strings.TrimRightFunc(text, unicode.IsLetter)
-	factor, ok := sizeFactor(text[len(digits):])
-	n, err := strconv.ParseFloat(strings.TrimSpace(digits), 64)
-	if err != nil || !ok || n < 0 || math.IsNaN(n) || n*factor >= math.MaxInt64 {
-		return 0, fmt.Errorf("%q is not a size: write it as 512MiB or 5GiB", s)
-	}
-	return uint64(n * factor), nil
-}
-
-func sizeFactor(suffix string) (float64, bool) {
-	if suffix == "" || suffix == "b" {
-		return 1, true
-	}
-	power := strings.IndexByte("kmgt", suffix[0]) + 1
-	switch suffix[1:] {
-	case "", "ib":
-		return math.Pow(1024, float64(power)), power > 0
-	case "b":
-		return math.Pow(1000, float64(power)), power > 0
-	}
-	return 0, false
-}
-
-// Size writes bytes in the largest binary unit that keeps them readable.
-func Size(n uint64) string {
-	v, unit := float64(n), 0
-	for v >= 1024 && unit < 4 {
-		v, unit = v/1024, unit+1
-	}
-	return strconv.FormatFloat(math.Round(v*10)/10, 'f', -1, 64) + [...]string{"B", "KiB", "MiB", "GiB", "TiB"}[unit]
-}
 
 // Limit writes a limit of bytes, of which 0 is none.
 func Limit(n uint64) string {
 	if n == 0 {
 		return "-"
 	}
-	return Size(n)
+	return units.Bytes(n)
 }
 
 // Ago writes how long ago something was: "3m ago".

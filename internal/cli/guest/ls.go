@@ -9,6 +9,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lodge/api"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -80,5 +81,5 @@ func memory(n uint64) string {
 	if n == 0 {
 		return "all"
 	}
-	return cli.Size(n)
+	return units.Bytes(n)
 }

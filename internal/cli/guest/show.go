@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lodge/api"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -105,7 +106,7 @@ func detailLimits(g api.Guest, add func(name, value string)) {
 	add("disk", cli.Limit(g.DiskBytes)+" in pool "+g.Pool)
 	add("processes", fmt.Sprint(g.Processes))
 	if io := g.IO; io != (api.IO{}) {
-		add("io", fmt.Sprintf("read %s/s %d/s, write %s/s %d/s (0 is no limit)", cli.Size(io.ReadBPS), io.ReadIOPS, cli.Size(io.WriteBPS), io.WriteIOPS))
+		add("io", fmt.Sprintf("read %s/s %d/s, write %s/s %d/s (0 is no limit)", units.Bytes(io.ReadBPS), io.ReadIOPS, units.Bytes(io.WriteBPS), io.WriteIOPS))
 	}
 }
 

@@ -10,6 +10,7 @@ import (
 
 	"lodge/api"
 	"lodge/api/client"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -125,7 +126,7 @@ func (o *topOptions) draw(list []load, trouble string) {
 		sum.Processes += l.Processes
 	}
 	var b strings.Builder
-	fmt.Fprintf(&b, "%d guests run: cpu %.0f%%, memory %s, %d processes\n%s\n\n", len(list), sum.CPUPercent, cli.Size(sum.MemoryBytes), sum.Processes, sortKeys)
+	fmt.Fprintf(&b, "%d guests run: cpu %.0f%%, memory %s, %d processes\n%s\n\n", len(list), sum.CPUPercent, units.Bytes(sum.MemoryBytes), sum.Processes, sortKeys)
 	if trouble != "" {
 		fmt.Fprintf(&b, "%s\n\n", cli.Clean(trouble))
 	}

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"lodge/api"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -99,9 +100,9 @@ func loadTable(list []load) *cli.Table {
 		if l.MemoryLimitBytes > 0 {
 			part = fmt.Sprintf("%.1f", 100*float64(l.MemoryBytes)/float64(l.MemoryLimitBytes))
 		}
-		t.Row(l.Name, fmt.Sprintf("%.1f", l.CPUPercent), cli.Size(l.MemoryBytes), memory(l.MemoryLimitBytes), part,
-			cli.Size(uint64(l.RxRate)), cli.Size(uint64(l.TxRate)), cli.Size(uint64(l.ReadRate)), cli.Size(uint64(l.WriteRate)),
-			cli.Size(l.DiskBytes), fmt.Sprint(l.Processes))
+		t.Row(l.Name, fmt.Sprintf("%.1f", l.CPUPercent), units.Bytes(l.MemoryBytes), memory(l.MemoryLimitBytes), part,
+			units.Bytes(uint64(l.RxRate)), units.Bytes(uint64(l.TxRate)), units.Bytes(uint64(l.ReadRate)), units.Bytes(uint64(l.WriteRate)),
+			units.Bytes(l.DiskBytes), fmt.Sprint(l.Processes))
 	}
 	return t
 }

@@ -13,6 +13,7 @@ import (
 
 	"lodge/api"
 	"lodge/api/client"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -74,7 +75,7 @@ func newLs(f *cli.Factory) *cobra.Command {
 				if i.Built != nil {
 					built = cli.Ago(*i.Built, now)
 				}
-				return []string{i.Name, cli.State(i.Ready, "building", i.Problem), i.OS, i.Release, i.Architecture, cli.Size(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), built}
+				return []string{i.Name, cli.State(i.Ready, "building", i.Problem), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), built}
 			})
 		},
 	}

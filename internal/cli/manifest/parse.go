@@ -14,6 +14,7 @@ import (
 	"go.yaml.in/yaml/v3"
 
 	"lodge/api"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -219,7 +220,7 @@ func scalar(name string, n *yaml.Node, t reflect.Type) (any, error) {
 	if n.Kind == yaml.ScalarNode {
 		switch {
 		case size(name):
-			return cli.ParseSize(n.Value)
+			return units.ParseBytes(n.Value)
 		case seconds(name):
 			return cli.ParseSeconds(n.Value)
 		case name == "power":

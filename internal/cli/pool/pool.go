@@ -10,6 +10,7 @@ import (
 
 	"lodge/api"
 	"lodge/api/client"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -36,7 +37,7 @@ func newLs(f *cli.Factory) *cobra.Command {
 			}
 			header := []string{"NAME", "DRIVER", "STATE", "QUOTA", "TOTAL", "USED", "FREE", "GUESTS", "SOURCE"}
 			return cli.PrintList(f, &output, list, header, func(p api.Pool) []string {
-				return []string{p.Name, p.Driver, cli.State(p.Ready, "preparing", p.Problem), p.Quota, cli.Size(p.TotalBytes), cli.Size(p.UsedBytes), cli.Size(p.FreeBytes), fmt.Sprint(len(p.UsedBy)), p.Source}
+				return []string{p.Name, p.Driver, cli.State(p.Ready, "preparing", p.Problem), p.Quota, units.Bytes(p.TotalBytes), units.Bytes(p.UsedBytes), units.Bytes(p.FreeBytes), fmt.Sprint(len(p.UsedBy)), p.Source}
 			})
 		},
 	}

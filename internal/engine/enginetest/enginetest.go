@@ -429,6 +429,29 @@ func files(t *testing.T, h Harness) {
 	if !ok {
 		t.Skip("the engine cannot carry files")
 	}
+	in := smallTree(t)
+	if err := f.Unpack(t.Context(), "/root", in); err != nil {
+		t.Fatal(err)
+	}
+	if out := r.shell("cd /root; stat -c '%n %u:%g %a %Y' tree/a; cat tree/link; stat -c %a tree"); out != "tree/a 1000:29 640 1000000000\nhello750" {
+		t.Errorf("in the guest it is %q", out)
+	}
+	var out bytes.Buffer
+	if err := f.Pack(t.Context(), "/root/tree", &out); err != nil {
+		t.Fatal(err)
+	}
+	names := readTree(t, &out)
+	if len(names) != 3 || names[0] != "tree" {
+		t.Errorf("came back: %v", names)
+	}
+	if err := f.Pack(t.Context(), "/nowhere", io.Discard); !errs.Is(err, errs.NotFound) {
+		t.Errorf("packing what is not there: %v", err)
+	}
+}
+
+// smallTree is a folder with a file and a link, as a tar stream.
+func smallTree(t *testing.T) io.Reader {
+	t.Helper()
 	var in bytes.Buffer
 	w := tar.NewWriter(&in)
 	for _, e := range []tar.Header{
@@ -444,18 +467,14 @@ func files(t *testing.T, h Harness) {
 		}
 	}
 	w.Close()
-	if err := f.Unpack(t.Context(), "/root", &in); err != nil {
-		t.Fatal(err)
-	}
-	if out := r.shell("cd /root; stat -c '%n %u:%g %a %Y' tree/a; cat tree/link; stat -c %a tree"); out != "tree/a 1000:29 640 1000000000\nhello750" {
-		t.Errorf("in the guest it is %q", out)
-	}
-	var out bytes.Buffer
-	if err := f.Pack(t.Context(), "/root/tree", &out); err != nil {
-		t.Fatal(err)
-	}
+	return &in
+}
+
+// readTree checks what came back of smallTree and returns the entries' names.
+func readTree(t *testing.T, out io.Reader) []string {
+	t.Helper()
 	var names []string
-	for tr := tar.NewReader(&out); ; {
+	for tr := tar.NewReader(out); ; {
 		e, err := tr.Next()
 		if errors.Is(err, io.EOF) {
 			break
@@ -468,12 +487,7 @@ func files(t *testing.T, h Harness) {
 			t.Errorf("came back as %+v", e)
 		}
 	}
-	if len(names) != 3 || names[0] != "tree" {
-		t.Errorf("came back: %v", names)
-	}
-	if err := f.Pack(t.Context(), "/nowhere", io.Discard); !errs.Is(err, errs.NotFound) {
-		t.Errorf("packing what is not there: %v", err)
-	}
+	return names
 }
 
 func usage(t *testing.T, h Harness) {
