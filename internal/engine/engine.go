@@ -48,6 +48,12 @@ type Root struct {
 	Writable string // the volume's directory; its "upper" and "work" are the guest's layer
 	Quota    uint64 // bytes, or 0
 	Disk     string // "major:minor" of the disk that Writable lies on, or ""
+
+	// Used and Limit are files of the host that each hold a number of bytes:
+	// the sum of those of Used counts against the quota in Limit. Limit is ""
+	// where the storage has none.
+	Used  []string
+	Limit string
 }
 
 // NIC is one network card as the network's driver made it ready.

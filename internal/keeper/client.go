@@ -107,6 +107,9 @@ func (c *Client) handOver(ctx context.Context, l *line, instance string) error {
 		if _, err := l.call(ctx, Message{Op: OpAdopt, Record: &r}, fds...); err != nil {
 			return err
 		}
+		if err := h.handOverListeners(ctx, l); err != nil {
+			return err
+		}
 	}
 	return nil
 }
@@ -121,6 +124,7 @@ func (c *Client) settle(l *line, instance string, listed map[string]bool) error 
 			c.drop(name)
 		}
 	}
+	c.unlisted(listed)
 	select {
 	case <-l.lost:
 		return errLost
@@ -165,6 +169,15 @@ func (c *Client) serve(l *line, listed map[string]bool) {
 			c.have(*m.Record, nil, true)
 		case OpGone:
 			c.drop(m.Name)
+		case OpWatched:
+			if c.line != l {
+				listed[listedWatch(m.Name, m.Watch)] = true
+			}
+			c.watched(m, fds)
+		case OpUnwatched:
+			c.unwatch(m.Name, m.Watch)
+		default:
+			CloseAll(fds)
 		}
 		c.mu.Unlock()
 	}
@@ -182,6 +195,10 @@ func (c *Client) serve(l *line, listed map[string]bool) {
 	}
 }
 
+// maxDying is how many connections may be lost while they are made before that
+// is a failure: a keeper that was killed takes some as long as it is dying.
+const maxDying = 20
+
 // reconnect tries until there is a keeper again or the client is closed.
 func (c *Client) reconnect() {
 	c.mu.Lock()
@@ -191,12 +208,18 @@ func (c *Client) reconnect() {
 	if idle {
 		return
 	}
+	dying := maxDying
 	for pause := 10 * time.Millisecond; c.life.Err() == nil; pause = min(2*pause, 2*time.Second) {
 		ctx, cancel := context.WithTimeout(c.life, 30*time.Second)
 		err := c.connect(ctx)
 		cancel()
 		if err == nil {
 			return
+		}
+		if dying--; errors.Is(err, errLost) && dying >= 0 {
+			time.Sleep(time.Millisecond)
+			pause /= 2 // not this attempt's fault
+			continue
 		}
 		c.o.Log.Warn("no keeper", "dir", c.o.Dir, "err", err)
 		c.mu.Lock()

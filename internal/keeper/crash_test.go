@@ -207,17 +207,23 @@ func TestBothKilled(t *testing.T) {
 	}
 }
 
-// TestUpgrade: another version takes over in place.
-func TestUpgrade(t *testing.T) {
-	h := newHouse(t)
-	newer := filepath.Join(t.TempDir(), "lodge-keeper")
+// newer is the keeper's program with another version.
+func newer(t testing.TB) string {
+	t.Helper()
+	path := filepath.Join(t.TempDir(), "lodge-keeper")
 	b, err := os.ReadFile(binary(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := os.WriteFile(newer, append(b, "newer"...), 0o700); err != nil {
+	if err := os.WriteFile(path, append(b, "newer"...), 0o700); err != nil {
 		t.Fatal(err)
 	}
+	return path
+}
+
+// TestUpgrade: another version takes over in place.
+func TestUpgrade(t *testing.T) {
+	h := newHouse(t)
 	p := sh(`while read line; do echo "got $line"; test "$line" = end && exit 11; done`)
 	p.Console, p.Log = true, filepath.Join(h.dir, "c.log")
 	held := h.start("talks", p)
@@ -237,7 +243,7 @@ func TestUpgrade(t *testing.T) {
 	if err := h.Upgrade(h.ctx(), broken); err == nil || version(t, h) != was {
 		t.Fatalf("upgrade to what cannot run: %v", err)
 	}
-	if err := h.Upgrade(h.ctx(), newer); err != nil {
+	if err := h.Upgrade(h.ctx(), newer(t)); err != nil {
 		t.Fatal(err)
 	}
 	if version(t, h) == was || h.pid() != pid {

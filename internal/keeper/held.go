@@ -20,6 +20,8 @@ type held struct {
 	pidfd  int           // -1: the process was gone before anyone could hold it
 	master int           // -1: no console, or it is over
 	done   chan struct{} // closed once rec.Exit is set
+
+	listeners map[string]*listener // by the id that both sides know
 }
 
 // files returns what another keeper needs to go on. Callers hold the client's
@@ -64,6 +66,7 @@ func (c *Client) have(r Record, fds []int, announce bool) {
 	}
 	CloseAll([]int{h.master})
 	h.master = -1
+	h.unwatchAll()
 	close(h.done)
 	if !announce {
 		return
@@ -92,6 +95,7 @@ func (c *Client) drop(name string) {
 func (c *Client) release(h *held) {
 	CloseAll([]int{h.pidfd, h.master})
 	h.pidfd, h.master = -1, -1
+	h.unwatchAll()
 }
 
 // State returns what is known as of now.

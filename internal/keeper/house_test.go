@@ -52,6 +52,17 @@ func launch(argv []string) int {
 		fmt.Fprintln(answer, "error no such image")
 		return 1
 	}
+	if argv[0] == "-filtered" {
+		argv = argv[1:]
+		listener, err := filtered()
+		if err == nil {
+			err = unix.Sendmsg(4, []byte("listener"), unix.UnixRights(listener), nil, 0)
+		}
+		if err != nil {
+			fmt.Fprintln(answer, "error", err)
+			return 1
+		}
+	}
 	attr := &syscall.SysProcAttr{Setsid: true, Cloneflags: syscall.CLONE_PARENT}
 	if _, err := unix.IoctlGetTermios(0, unix.TCGETS); err == nil {
 		attr.Setctty = true

@@ -25,7 +25,9 @@ type Program struct {
 
 	// Launcher says that Argv is not what is kept but what makes it: it makes
 	// the kept process as its own sibling (CLONE_PARENT), writes the pid and
-	// a newline, or "error " and a message, to descriptor 4, and exits.
+	// a newline, or "error " and a message, to descriptor 4, which is a
+	// sequenced-packet socket, and exits. Before that it may send a packet
+	// with the listener of the process' seccomp filter, as for Held.Watch.
 	Launcher bool `json:"launcher,omitempty"`
 
 	// Console gives the program a terminal of its own as descriptors 0, 1 and
@@ -36,6 +38,21 @@ type Program struct {
 	// bytes of it in Log and as much again in Log+".1".
 	Log    string `json:"log,omitempty"`
 	LogMax int64  `json:"log_max,omitempty"`
+
+	// Quota, if set, is what statfs(2) shows of the program's root file
+	// system, to those whose seccomp filter asks the keeper about it: see
+	// Held.Watch.
+	Quota *Quota `json:"quota,omitempty"`
+}
+
+// Quota is a share of a file system that the kernel counts but does not show.
+// The files hold one decimal number of bytes each and are read anew for every
+// answer.
+type Quota struct {
+	Used  []string `json:"used"`  // their sum is what is used
+	Limit string   `json:"limit"` // 0 and the largest numbers mean that there is none
+	// Owner is the user id that may look everywhere below the root.
+	Owner uint32 `json:"owner"`
 }
 
 // Exit is how a program ended.
@@ -61,6 +78,10 @@ type Held interface {
 	Wait(ctx context.Context) (Exit, error)
 	Signal(ctx context.Context, sig syscall.Signal) error
 	Console(ctx context.Context) (Console, error)
+	// Watch gives the keeper the listener of a seccomp filter of processes
+	// that see the program's root, which becomes the keeper's also when it
+	// fails. It answers what they ask until they are all gone.
+	Watch(ctx context.Context, listener int) error
 }
 
 // Console is one attachment to a program's terminal. Any number may be

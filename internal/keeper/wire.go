@@ -27,6 +27,7 @@ const (
 	OpForget   Op = "forget"   // Name
 	OpAttach   Op = "attach"   // Name; descriptor: where the console's output goes
 	OpUpgrade  Op = "upgrade"  // Binary; when it works there is no reply, but the connection ends
+	OpWatch    Op = "watch"    // Name, Watch; descriptor: a seccomp listener; known already: nothing
 	OpShutdown Op = "shutdown" // only while nothing runs
 )
 
@@ -36,6 +37,9 @@ const (
 	OpHave  Op = "have" // Record; descriptors: pidfd, and the console's master if there is one
 	OpExit  Op = "exit" // Record
 	OpGone  Op = "gone" // Name was forgotten
+
+	OpWatched   Op = "watched"   // Name, Watch; descriptor: a listener that the keeper answers
+	OpUnwatched Op = "unwatched" // Name, Watch: nobody can ask there any more
 )
 
 // Socket is the name of the keeper's socket in its directory.
@@ -59,6 +63,7 @@ type Message struct {
 	Instance string   `json:"instance,omitempty"` // differs for each keeper that started afresh
 	Version  string   `json:"version,omitempty"`  // hash of the keeper's own program
 	Binary   string   `json:"binary,omitempty"`   // path of a newer one
+	Watch    string   `json:"watch,omitempty"`    // tells a program's listeners apart
 	Failure  *Failure `json:"failure,omitempty"`
 }
 
@@ -79,6 +84,8 @@ type Record struct {
 	Console bool   `json:"console,omitempty"`
 	Log     string `json:"log,omitempty"`
 	LogMax  int64  `json:"log_max,omitempty"`
+	Quota   *Quota `json:"quota,omitempty"`
+	RootDev uint64 `json:"root_dev,omitempty"` // device number of its root file system; set with Quota
 }
 
 // NewFailure puts an error on the wire. The keeper's only client is the daemon,
@@ -138,6 +145,11 @@ func Decode(packet []byte) (Message, error) {
 		}
 		return m, CheckName(m.Record.Name)
 	case OpForget, OpAttach, OpGone:
+		return m, CheckName(m.Name)
+	case OpWatch, OpWatched, OpUnwatched:
+		if m.Watch == "" {
+			return m, fmt.Errorf("keeper: %s without an id", m.Op)
+		}
 		return m, CheckName(m.Name)
 	}
 	return m, nil

@@ -53,6 +53,20 @@ type Unmounter interface {
 	Unmount(ctx context.Context) error
 }
 
+// Gauged is what a pool also is whose quotas the kernel counts where others can
+// read them.
+type Gauged interface {
+	// Gauges says where the counts of a volume are, as long as the pool is
+	// open and the volume is there.
+	Gauges(volume string) (Gauges, error)
+}
+
+// Gauges are paths of files that each hold one decimal number of bytes.
+type Gauges struct {
+	Used  []string // their sum is what counts against the quota, at once
+	Limit string   // the quota; 0 and the largest numbers mean that there is none
+}
+
 // Space is a pool's size in bytes.
 type Space struct {
 	Total, Used, Free uint64

@@ -28,6 +28,7 @@ type entry struct {
 	must  bool // dir was asked for: it is an error when it cannot be entered
 	who   account
 	agent string // a program of the host to be run instead of one of the guest's
+	ask   bool   // the guest has a quota
 	tty   bool
 	rows  uint16
 	cols  uint16
@@ -57,7 +58,7 @@ const (
 // namespace only by the child: what is born into a group from outside must not
 // look at it from inside yet. Nothing of the helper can be read by the guest
 // until its own program runs, because the process is not dumpable.
-func (x entry) compile(join cgroup.JoinPaths, bpf []byte) ([]byte, error) {
+func (x entry) compile(join cgroup.JoinPaths, bpf filters) ([]byte, error) {
 	s := script{&plan.Plan{Numeric: true}}
 	s.undumpable()
 	for _, tasks := range join.Tasks {
@@ -89,7 +90,7 @@ func (x entry) compile(join cgroup.JoinPaths, bpf []byte) ([]byte, error) {
 		s.terminal(x)
 	}
 	s.tidy()
-	s.confine(bpf)
+	s.confine(bpf, x.ask)
 	s.become(x.who)
 	s.enter(x)
 	env := environ(x.env)
@@ -196,6 +197,7 @@ func (m *Machine) enter(ctx context.Context, x entry, stdin, stdout, stderr *os.
 	if err != nil {
 		return nil, err
 	}
+	x.ask = m.parts.Root.Limit != ""
 	input, err := x.compile(m.e.o.Tree.Join(m.parts.Cgroup), bpf)
 	if err != nil {
 		return nil, err
@@ -209,6 +211,7 @@ func (m *Machine) enter(ctx context.Context, x entry, stdin, stdout, stderr *os.
 		said.close()
 		return nil, &errs.Error{Op: "oslevel.exec", Kind: kind, Ref: "guest/" + m.g.Name, Msg: "the launch helper did not finish", Err: err}
 	}
+	m.watch(said.listener)
 	p := said.take()
 	switch {
 	case said.failure != "":
@@ -222,6 +225,20 @@ func (m *Machine) enter(ctx context.Context, x entry, stdin, stdout, stderr *os.
 		p.discard()
 	}
 	return nil, err
+}
+
+// watch lets the keeper answer what a program asks, as it does for the guest's
+// own: the program may leave behind what outlives the daemon. Only who asks has
+// to wait for it.
+func (m *Machine) watch(listener int) {
+	if listener == 0 {
+		return
+	}
+	go func() {
+		if err := m.held.Watch(context.Background(), listener); err != nil && m.e.o.Log != nil {
+			m.e.o.Log.Debug("a program is not shown the guest's quota", "guest", m.g.Name, "err", err)
+		}
+	}()
 }
 
 // help runs the launch helper and collects what it says.
@@ -290,6 +307,7 @@ type statement struct {
 	failure  string
 	process  int // descriptors, or 0
 	terminal int
+	listener int
 }
 
 // listen reads until nobody can say more: the helper is gone and the guest's
@@ -330,10 +348,15 @@ func (s *statement) hear(text string, oob []byte) {
 		s.process = fds[0]
 	case "terminal":
 		s.terminal = fds[0]
+	case "listener":
+		s.listener = fds[0]
 	}
 }
 
 func (s *statement) close() {
+	if s.listener != 0 {
+		unix.Close(s.listener)
+	}
 	if p := s.take(); p != nil {
 		p.discard()
 	}

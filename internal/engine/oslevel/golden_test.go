@@ -85,7 +85,7 @@ func TestGolden(t *testing.T) {
 	}
 	g := guest.Guest{Meta: model.Meta{ID: "abcdefghijkmnpqr", Name: "web1"}}
 	g.Spec = guest.Spec{Memory: 512 << 20, Env: map[string]string{"B": "2", "A": "1"}, UserData: "#cloud-config\n"}
-	p := engine.Parts{Dir: "/d", Root: engine.Root{Lower: "/l", Writable: "/w"}, Cgroup: "web1", IDBase: 1_000_065_536, Domain: "lodge.internal",
+	p := engine.Parts{Dir: "/d", Root: engine.Root{Lower: "/l", Writable: "/w", Used: []string{"/used"}, Limit: "/limit"}, Cgroup: "web1", IDBase: 1_000_065_536, Domain: "lodge.internal",
 		DNS: []netip.Addr{netip.MustParseAddr("10.67.0.1")},
 		NICs: []engine.NIC{{Name: "eth0", MAC: "02:00:00:00:00:01", Device: "lg1n0", Master: "lodge0", MTU: 1500, IPv4: netip.MustParsePrefix("10.67.0.5/16"),
 			IPv6: netip.MustParsePrefix("fd67::5/64"), Gateway4: netip.MustParseAddr("10.67.0.1"), Gateway6: netip.MustParseAddr("fd67::1")}}}
@@ -99,7 +99,7 @@ func TestGolden(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	x := entry{argv: []string{"ls", "-l"}, env: environment(g), dir: "/home/ann", who: account{uid: 1000, gid: 1000, groups: []uint32{1000, 29}}, tty: true, rows: 24, cols: 80}
+	x := entry{argv: []string{"ls", "-l"}, env: environment(g), dir: "/home/ann", who: account{uid: 1000, gid: 1000, groups: []uint32{1000, 29}}, tty: true, rows: 24, cols: 80, ask: true}
 	enter, err := x.compile(join, bpf)
 	if err != nil {
 		t.Fatal(err)

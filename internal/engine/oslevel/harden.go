@@ -53,11 +53,30 @@ const (
 	bpfReturn   = unix.BPF_RET | unix.BPF_K
 	numberAt    = 0 // offsets in struct seccomp_data
 	archAt      = 4
-	actionAllow = 0x7fff0000
-	actionErrno = 0x00050000
-	actionKill  = 0x80000000
+	actionAllow = unix.SECCOMP_RET_ALLOW
+	actionErrno = unix.SECCOMP_RET_ERRNO
+	actionKill  = unix.SECCOMP_RET_KILL_PROCESS
+	actionAsk   = unix.SECCOMP_RET_USER_NOTIF
 	x32Bit      = 0x40000000
 )
+
+// asked are the machine's own system calls that the keeper answers in guests
+// with a quota: the kernel would tell of the whole pool. The 32-bit ancestor's
+// keep that.
+func asked() []string { return []string{"statfs", "fstatfs"} }
+
+// filters are the seccomp programs of guests.
+type filters struct {
+	plain  []byte
+	asking []byte // asks about what asked names
+}
+
+func newFilters(goarch string) (f filters, err error) {
+	if f.plain, err = filter(goarch, nil); err == nil {
+		f.asking, err = filter(goarch, asked())
+	}
+	return f, err
+}
 
 type instruction struct {
 	code   uint16
@@ -67,8 +86,8 @@ type instruction struct {
 
 // filter assembles the seccomp program for the machine's own system calls and
 // those of its 32-bit ancestor; x32 calls do not exist in guests, and a call of
-// any other kind kills.
-func filter(goarch string) ([]byte, error) {
+// any other kind kills. It asks about those of the machine's own that ask names.
+func filter(goarch string, ask []string) ([]byte, error) {
 	var native, compat *arch.Info
 	switch goarch {
 	case "amd64":
@@ -80,7 +99,8 @@ func filter(goarch string) ([]byte, error) {
 	}
 	prog := []instruction{{code: bpfLoad, k: archAt}}
 	for _, a := range []*arch.Info{native, compat} {
-		body := section(a, goarch == "amd64" && a == native)
+		body := section(a, goarch == "amd64" && a == native, ask)
+		ask = nil
 		if len(body) > math.MaxUint8 {
 			return nil, fmt.Errorf("the filter for %s is too long to jump over", a.Name)
 		}
@@ -98,7 +118,7 @@ func filter(goarch string) ([]byte, error) {
 }
 
 // section decides a call of one architecture. It always ends in a return.
-func section(a *arch.Info, x32 bool) []instruction {
+func section(a *arch.Info, x32 bool, ask []string) []instruction {
 	numbers := func(names []string) []uint32 {
 		var out []uint32
 		for _, n := range names {
@@ -109,9 +129,9 @@ func section(a *arch.Info, x32 bool) []instruction {
 		slices.Sort(out)
 		return out
 	}
-	perm, nosys := numbers(refused()), numbers(absent())
+	perm, nosys, notify := numbers(refused()), numbers(absent()), numbers(ask)
 	body := []instruction{{code: bpfLoad, k: numberAt}}
-	left := len(perm) + len(nosys) // tests still to come; behind them stand allow, EPERM and ENOSYS
+	left := len(perm) + len(nosys) + len(notify) // tests still to come; behind them stand allow, EPERM, ENOSYS and ask
 	if x32 {
 		body = append(body, instruction{code: bpfSet, jt: uint8(left + 2), k: x32Bit})
 	}
@@ -123,24 +143,52 @@ func section(a *arch.Info, x32 bool) []instruction {
 		left--
 		body = append(body, instruction{code: bpfEqual, jt: uint8(left + 2), k: nr})
 	}
+	for _, nr := range notify {
+		left--
+		body = append(body, instruction{code: bpfEqual, jt: uint8(left + 3), k: nr})
+	}
 	return append(body,
 		instruction{code: bpfReturn, k: actionAllow},
 		instruction{code: bpfReturn, k: actionErrno | uint32(unix.EPERM)},
-		instruction{code: bpfReturn, k: actionErrno | uint32(unix.ENOSYS)})
+		instruction{code: bpfReturn, k: actionErrno | uint32(unix.ENOSYS)},
+		instruction{code: bpfReturn, k: actionAsk})
 }
 
 // confine gives up what no program of a guest may have. It runs inside the
-// guest as its root, before the program's own user is taken on.
-func (s script) confine(bpf []byte) {
+// guest as its root, before the program's own user is taken on. With ask, the
+// filter's listener goes to whoever runs the helper.
+func (s script) confine(f filters, ask bool) {
 	for _, c := range droppedCapabilities() {
 		// A kernel that does not know a capability cannot grant it either.
 		s.Ignore(unix.SYS_PRCTL, plan.Imm(unix.PR_CAPBSET_DROP), plan.Imm(c), zero, zero, zero)
 	}
-	code, prog := s.Bytes(bpf), s.Space(16) // struct sock_fprog
+	const mode = plan.Imm(unix.SECCOMP_SET_MODE_FILTER)
+	done := s.Mark()
+	if ask {
+		got, plain, prog := s.Mark(), s.Mark(), s.program(f.asking)
+		const flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
+		listener := s.Try(unix.SYS_SECCOMP, mode, plan.Imm(flags|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV), prog)
+		s.JumpUnless(listener, no(unix.EINVAL), got) // it is from before Linux 5.19
+		s.Set(listener, s.Try(unix.SYS_SECCOMP, mode, plan.Imm(flags), prog))
+		s.Here(got)
+		// There can be but one listener: within a guest whose calls somebody
+		// answers already there is none for us.
+		s.JumpBelow(listener, zero, plain)
+		s.pass(listener, "listener")
+		s.close(listener)
+		s.Jump(done)
+		s.Here(plain)
+	}
+	s.Do("seccomp filter", unix.SYS_SECCOMP, mode, zero, s.program(f.plain))
+	s.Here(done)
+}
+
+// program puts a struct sock_fprog into the data.
+func (s script) program(bpf []byte) plan.At {
+	code, prog := s.Bytes(bpf), s.Space(16)
 	s.Store32(prog, plan.Imm(len(bpf)/8))
 	s.Store64(prog+8, code)
-	const setModeFilter = 1 // SECCOMP_SET_MODE_FILTER
-	s.Do("seccomp filter", unix.SYS_SECCOMP, plan.Imm(setModeFilter), zero, prog)
+	return prog
 }
 
 // tidy gives the program of a guest a clean start: no descriptors but the first

@@ -41,14 +41,14 @@ type Options struct {
 // Engine runs operating-system-level guests.
 type Engine struct {
 	o      Options
-	filter func() ([]byte, error) // the seccomp program, assembled once
+	filter func() (filters, error) // assembled once
 }
 
 var _ engine.Engine = (*Engine)(nil)
 
 // New returns the engine. It does no I/O.
 func New(o Options) *Engine {
-	return &Engine{o: o, filter: sync.OnceValues(func() ([]byte, error) { return filter(runtime.GOARCH) })}
+	return &Engine{o: o, filter: sync.OnceValues(func() (filters, error) { return newFilters(runtime.GOARCH) })}
 }
 
 // Info says whether this host's kernel can do what guests need.

@@ -29,10 +29,14 @@ func (e *Engine) Program(g guest.Guest, parts engine.Parts) (keeper.Program, err
 	if err != nil {
 		return keeper.Program{}, err
 	}
-	return keeper.Program{
+	p := keeper.Program{
 		Argv: []string{e.o.Launch}, Dir: "/", Input: input, Launcher: true, Console: true,
 		Log: filepath.Join(parts.Dir, "console.log"), LogMax: logMax,
-	}, nil
+	}
+	if parts.Root.Limit != "" {
+		p.Quota = &keeper.Quota{Used: parts.Root.Used, Limit: parts.Root.Limit, Owner: parts.IDBase}
+	}
+	return p, nil
 }
 
 // firstProgram is the guest's process 1 and whether it is an operating system's

@@ -138,10 +138,11 @@ func judge(t *testing.T, prog []byte, a arch.AuditArch, nr uint32) uint32 {
 func TestFilter(t *testing.T) {
 	perm, nosys := uint32(actionErrno|uint32(unix.EPERM)), uint32(actionErrno|uint32(unix.ENOSYS))
 	for goarch, natives := range map[string][]*arch.Info{"amd64": {arch.X86_64, arch.I386}, "arm64": {arch.AARCH64, arch.ARM}} {
-		prog, err := filter(goarch)
+		f, err := newFilters(goarch)
 		if err != nil {
 			t.Fatal(err)
 		}
+		prog := f.plain
 		if len(prog)/8 > 4096 {
 			t.Fatalf("%d instructions are more than the kernel takes", len(prog)/8)
 		}
@@ -156,27 +157,33 @@ func TestFilter(t *testing.T) {
 				if is := judge(t, prog, a.ID, uint32(nr)); is != want {
 					t.Errorf("%s %s: %#x, want %#x", a.Name, name, is, want)
 				}
+				if a == natives[0] && slices.Contains(asked(), name) {
+					want = actionAsk
+				}
+				if is := judge(t, f.asking, a.ID, uint32(nr)); is != want {
+					t.Errorf("%s %s: %#x, want %#x, when it asks", a.Name, name, is, want)
+				}
 			}
 		}
 		if is := judge(t, prog, arch.AuditArch(0x12345), 1); is != actionKill {
 			t.Errorf("a call of another machine: %#x", is)
 		}
 	}
-	prog, err := filter("amd64")
+	prog, err := filter("amd64", nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	if is := judge(t, prog, arch.X86_64.ID, x32Bit|1); is != nosys {
 		t.Errorf("an x32 call: %#x", is)
 	}
-	if _, err := filter("mips"); err == nil {
+	if _, err := filter("mips", nil); err == nil {
 		t.Error("a filter for a machine without a table")
 	}
 }
 
 // TestRefusedExist checks that no name is misspelt, which would refuse nothing.
 func TestRefusedExist(t *testing.T) {
-	for _, n := range append(refused(), absent()...) {
+	for _, n := range slices.Concat(refused(), absent(), asked()) {
 		known := false
 		for _, a := range []*arch.Info{arch.X86_64, arch.I386, arch.AARCH64, arch.ARM} {
 			_, ok := a.SyscallNames[n]

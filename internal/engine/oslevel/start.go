@@ -27,7 +27,7 @@ type boot struct {
 	g     guest.Guest
 	parts engine.Parts
 	join  cgroup.JoinPaths
-	bpf   []byte
+	bpf   filters
 	stage stage
 
 	// What the host's side opens for the guest's side.
@@ -245,7 +245,7 @@ func (b *boot) guest() error {
 		b.Do("controlling terminal", unix.SYS_IOCTL, zero, plan.Imm(unix.TIOCSCTTY), zero)
 	}
 	b.tidy()
-	b.confine(b.bpf)
+	b.confine(b.bpf, b.parts.Root.Limit != "")
 	b.execute("run "+argv[0]+" in the guest", argv, environ(env), strings.Split(env["PATH"], ":"))
 	return nil
 }

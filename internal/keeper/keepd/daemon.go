@@ -25,6 +25,7 @@ type daemon struct {
 	lock     *os.File // held as long as this keeper lives
 	exits    *exits
 	consoles *consoles
+	watches  *watches
 	version  func() (string, error)
 	over     chan struct{} // closed by a shutdown
 
@@ -47,6 +48,9 @@ type program struct {
 	pidfd    int // -1 once it has ended
 	child    bool
 	console  *console // nil: none, or it is over
+
+	watches map[string]*watch // by name
+	turn    sync.Mutex        // held while one of them is answered; taken after mu, if both
 }
 
 func newDaemon(dir, instance string, l *net.UnixListener, lock *os.File, log *slog.Logger) (*daemon, error) {
@@ -64,7 +68,10 @@ func newDaemon(dir, instance string, l *net.UnixListener, lock *os.File, log *sl
 	if k.exits, err = newExits(func(p *program) { go k.ended(p) }); err != nil {
 		return nil, err
 	}
-	k.consoles, err = newConsoles(log)
+	if k.consoles, err = newConsoles(log); err != nil {
+		return nil, err
+	}
+	k.watches, err = newWatches(log, func(w *watch) { k.unwatch(w) })
 	return k, err
 }
 
@@ -72,6 +79,7 @@ func newDaemon(dir, instance string, l *net.UnixListener, lock *os.File, log *sl
 func (k *daemon) serve() error {
 	go k.exits.run()
 	go k.consoles.run()
+	go k.watches.run()
 	go func() {
 		<-k.over
 		k.listener.Close()
@@ -125,6 +133,9 @@ func (k *daemon) handle(c *client, m keeper.Message, fds []int) {
 	case keeper.OpAttach:
 		err = k.attach(m.Name, fds)
 		fds = nil
+	case keeper.OpWatch:
+		err = k.watchMore(m.Name, m.Watch, fds)
+		fds = nil
 	case keeper.OpShutdown:
 		err = k.shutdown()
 	case keeper.OpStart, keeper.OpUpgrade:
@@ -160,6 +171,9 @@ func (k *daemon) follow(c *client) {
 	for _, p := range k.programs {
 		if !p.starting {
 			c.put(packet{m: keeper.Message{Op: keeper.OpHave, Record: copyOf(p.rec)}, p: p})
+		}
+		for _, w := range p.watches {
+			c.put(packet{m: keeper.Message{Op: keeper.OpWatched, Name: p.rec.Name, Watch: w.name}, w: w})
 		}
 	}
 }
@@ -253,10 +267,12 @@ type client struct {
 	idle  bool // the writer waits for more
 }
 
-// packet is a message and the program whose descriptors go with it.
+// packet is a message and the program or the listener whose descriptors go with
+// it.
 type packet struct {
 	m keeper.Message
 	p *program
+	w *watch
 }
 
 // maxQueue is how many packets may wait for a client that does not read, above
@@ -322,7 +338,7 @@ func (c *client) write(k *daemon) {
 			return
 		}
 		for _, p := range packets {
-			fds := k.files(p.p)
+			fds := k.files(p)
 			err := keeper.Send(c.conn, p.m, fds...)
 			keeper.CloseAll(fds)
 			if err != nil {
@@ -333,10 +349,11 @@ func (c *client) write(k *daemon) {
 	}
 }
 
-// files returns duplicates of what a client needs to hold p, the caller's to
-// close: p may end meanwhile.
-func (k *daemon) files(p *program) []int {
-	if p == nil {
+// files returns duplicates of what a client needs to hold what a packet tells
+// of, the caller's to close: it may end meanwhile.
+func (k *daemon) files(about packet) []int {
+	p := about.p
+	if p == nil && about.w == nil {
 		return nil
 	}
 	dup := func(fd int, err error) int {
@@ -345,6 +362,12 @@ func (k *daemon) files(p *program) []int {
 			return -1
 		}
 		return fd
+	}
+	if about.w != nil {
+		if fd := dup(about.w.duplicate()); fd >= 0 {
+			return []int{fd}
+		}
+		return nil
 	}
 	k.mu.Lock()
 	pidfd, console := -1, p.console

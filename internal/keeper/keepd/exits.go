@@ -75,6 +75,7 @@ func (k *daemon) ended(p *program) {
 	_ = unix.EpollCtl(k.exits.epoll, unix.EPOLL_CTL_DEL, pidfd, nil)
 	unix.Close(pidfd)
 	p.pidfd, p.console, p.rec.Exit = -1, nil, &exit
+	k.unwatchAll(p)
 	k.tell(packet{m: keeper.Message{Op: keeper.OpExit, Record: copyOf(p.rec)}})
 	k.save(p.rec)
 }

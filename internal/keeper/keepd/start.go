@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"strconv"
 	"strings"
@@ -28,10 +29,13 @@ func (k *daemon) start(name string, p keeper.Program, input []int) error {
 	if err := k.reserve(name, kept); err != nil {
 		return err
 	}
-	rec := keeper.Record{State: keeper.State{Name: name, Started: time.Now()}, Boot: k.boot, Console: p.Console, Log: p.Log, LogMax: p.LogMax}
+	rec := keeper.Record{State: keeper.State{Name: name, Started: time.Now()}, Boot: k.boot, Console: p.Console, Log: p.Log, LogMax: p.LogMax, Quota: p.Quota}
 	s, err := k.launch(p, input)
 	if err == nil {
 		rec.Pid, rec.Ticks = s.pid, s.ticks
+		if p.Quota != nil {
+			rec.RootDev = rootDevice(s.pid)
+		}
 		k.save(rec)
 		if s.master >= 0 {
 			kept.console, err = k.consoles.add(s.master, newRotating(p.Log, p.LogMax))
@@ -39,7 +43,7 @@ func (k *daemon) start(name string, p keeper.Program, input []int) error {
 		if err != nil {
 			_ = unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
 			_, _ = unix.Wait4(s.pid, nil, unix.WALL, nil)
-			unix.Close(s.pidfd)
+			keeper.CloseAll([]int{s.pidfd, s.listener})
 			_ = k.erase(name)
 		}
 	}
@@ -51,6 +55,9 @@ func (k *daemon) start(name string, p keeper.Program, input []int) error {
 	}
 	kept.rec, kept.pidfd, kept.starting = rec, s.pidfd, false
 	k.tell(packet{m: keeper.Message{Op: keeper.OpHave, Record: copyOf(rec)}, p: kept})
+	if s.listener >= 0 {
+		k.watch(kept, firstWatch, s.listener, false)
+	}
 	return k.exits.watch(kept, s.pidfd)
 }
 
@@ -74,11 +81,17 @@ type started struct {
 	ticks  uint64
 	pidfd  int
 	master int // -1 without a console
+
+	listener int // of its seccomp filter, -1 without
 }
+
+// firstWatch names the listener that a program began with among those of its
+// own.
+const firstWatch = "first"
 
 // launch starts the process that is to be kept, with the terminal it asked for.
 func (k *daemon) launch(p keeper.Program, input []int) (s started, err error) {
-	s = started{pidfd: -1, master: -1}
+	s = started{pidfd: -1, master: -1, listener: -1}
 	null, err := unix.Open("/dev/null", unix.O_RDWR|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return s, err
@@ -104,7 +117,7 @@ func (k *daemon) launch(p keeper.Program, input []int) (s started, err error) {
 		s.ticks = st.ticks
 	}
 	if err != nil {
-		keeper.CloseAll([]int{s.master, s.pidfd})
+		keeper.CloseAll([]int{s.master, s.pidfd, s.listener})
 		return s, err
 	}
 	return s, nil
@@ -149,14 +162,18 @@ func (k *daemon) fork(p keeper.Program, files []uintptr, sys *syscall.SysProcAtt
 
 // viaLauncher runs a launcher and takes over the process that it made.
 func (k *daemon) viaLauncher(p keeper.Program, stdio int, input []int, s *started) error {
-	read, write, err := os.Pipe()
+	pair, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_SEQPACKET|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
+	if err := unix.SetNonblock(pair[0], true); err != nil {
+		return err
+	}
+	read := os.NewFile(uintptr(pair[0]), "answer")
 	defer read.Close()
 	pidfd := -1
-	pid, err := k.fork(p, files(stdio, input, int(write.Fd())), &syscall.SysProcAttr{PidFD: &pidfd})
-	write.Close()
+	pid, err := k.fork(p, files(stdio, input, pair[1]), &syscall.SysProcAttr{PidFD: &pidfd})
+	unix.Close(pair[1])
 	if err != nil {
 		return err
 	}
@@ -164,7 +181,7 @@ func (k *daemon) viaLauncher(p keeper.Program, stdio int, input []int, s *starte
 	if err := read.SetReadDeadline(time.Now().Add(launchTime)); err != nil {
 		return err
 	}
-	answer, failed := readLine(read)
+	answer, failed := s.listen(read)
 	if failed != nil {
 		_ = unix.PidfdSendSignal(pidfd, unix.SIGKILL, nil, 0) // it has ended or hangs
 	}
@@ -203,22 +220,52 @@ func (s *started) verify() error {
 // maxAnswer bounds what a launcher may say.
 const maxAnswer = 4096
 
-// readLine reads up to the first newline: the launched process may hold the
-// pipe open for ever.
-func readLine(r *os.File) (string, error) {
+// listen reads up to the first newline, since the launched process may hold the
+// socket open for ever, and takes the listener that comes before it, if any.
+func (s *started) listen(r *os.File) (string, error) {
+	raw, err := r.SyscallConn()
+	if err != nil {
+		return "", err
+	}
 	var line []byte
-	buf := make([]byte, 512)
+	buf, oob := make([]byte, maxAnswer), make([]byte, unix.CmsgSpace(4))
 	for len(line) < maxAnswer {
-		n, err := r.Read(buf)
+		var n, noob int
+		var failed error
+		err := raw.Read(func(fd uintptr) bool {
+			n, noob, _, _, failed = unix.Recvmsg(int(fd), buf, oob, unix.MSG_CMSG_CLOEXEC)
+			return !errors.Is(failed, unix.EAGAIN)
+		})
+		if err = errors.Join(err, failed); err != nil {
+			return "", err
+		}
+		if noob > 0 {
+			s.hear(oob[:noob])
+			continue
+		}
+		if n == 0 {
+			return "", io.EOF
+		}
 		line = append(line, buf[:n]...)
 		if before, _, found := bytes.Cut(line, []byte("\n")); found {
 			return string(before), nil
 		}
-		if err != nil {
-			return "", err
-		}
 	}
 	return "", errors.New("answer is too long")
+}
+
+// hear takes a listener out of a packet.
+func (s *started) hear(oob []byte) {
+	messages, err := unix.ParseSocketControlMessage(oob)
+	if err != nil || len(messages) != 1 {
+		return
+	}
+	fds, err := unix.ParseUnixRights(&messages[0])
+	if err != nil || len(fds) != 1 || s.listener >= 0 {
+		keeper.CloseAll(fds)
+		return
+	}
+	s.listener = fds[0]
 }
 
 // parseAnswer reads what a launcher says: a pid, or "error " and a message.

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net"
 	"os"
+	"slices"
 	"strconv"
 	"syscall"
 
@@ -31,6 +33,8 @@ type handedProgram struct {
 	Child   bool          `json:"child"`
 	Master  int           `json:"master"`
 	Viewers []int         `json:"viewers,omitempty"`
+
+	Watches map[string]int `json:"watches,omitempty"` // listeners by name
 }
 
 // upgrade replaces this program by another in the same process, so that it
@@ -56,6 +60,13 @@ func (k *daemon) upgrade(binary string) error {
 			for _, v := range c.viewers {
 				hp.Viewers = append(hp.Viewers, v.fd)
 			}
+		}
+		for name, w := range p.watches {
+			if hp.Watches == nil {
+				defer p.hush()()
+				hp.Watches = map[string]int{}
+			}
+			hp.Watches[name] = w.fd
 		}
 		h.Programs = append(h.Programs, hp)
 	}
@@ -90,6 +101,7 @@ func (h handed) files() []int {
 	for _, p := range h.Programs {
 		fds = append(fds, p.Pidfd, p.Master)
 		fds = append(fds, p.Viewers...)
+		fds = slices.AppendSeq(fds, maps.Values(p.Watches))
 	}
 	return fds
 }
@@ -158,6 +170,11 @@ func (k *daemon) takeOne(hp handedProgram) error {
 			if err := k.consoles.attach(p.console, fd); err != nil {
 				return err
 			}
+		}
+	}
+	for name, fd := range hp.Watches {
+		if fd >= 0 {
+			k.watch(p, name, fd, true)
 		}
 	}
 	if p.pidfd < 0 {
