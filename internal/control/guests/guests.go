@@ -60,6 +60,7 @@ type Reconciler struct {
 type attachment struct {
 	parts      *engine.Parts // nil: it is not known yet; an earlier daemon attached it
 	generation int64         // of the spec that limits and quota follow
+	used       bool          // a guest was started in its group, or may have been
 }
 
 // New returns a reconciler that knows what an earlier daemon left attached.
@@ -70,7 +71,7 @@ func New(o Options) (*Reconciler, error) {
 		return nil, err
 	}
 	for _, id := range groups {
-		r.attached[id] = attachment{}
+		r.attached[id] = attachment{used: true}
 	}
 	return r, nil
 }

@@ -12,6 +12,7 @@ import (
 	"lodge/internal/engine"
 	"lodge/internal/fabric"
 	"lodge/internal/model/guest"
+	"lodge/internal/storage"
 )
 
 // Every guest of a host has idsPerGuest user and group ids of its own, from
@@ -60,6 +61,13 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	r.mu.Unlock()
 	p := &engine.Parts{Dir: r.dir(g.ID), Cgroup: g.ID, IDBase: uint32(firstID + g.Holder.Slot*idsPerGuest)}
 	p.Root = engine.Root{Writable: pool.Path(g.ID), Quota: g.Spec.Disk, Disk: disk}
+	if q, ok := pool.(storage.Gauged); ok {
+		gauges, err := q.Gauges(g.ID)
+		if err != nil {
+			return nil, err
+		}
+		p.Root.Used, p.Root.Limit = gauges.Used, gauges.Limit
+	}
 	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -72,7 +80,7 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 		}
 	}
 	r.mu.Lock()
-	r.attached[g.ID] = attachment{p, g.Generation}
+	r.attached[g.ID] = attachment{p, g.Generation, r.attached[g.ID].used}
 	r.mu.Unlock()
 	return p, nil
 }
@@ -132,7 +140,10 @@ func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
 	for i, n := range g.Spec.NICs {
 		net, err := r.Networks.Get(n.Network)
 		if err != nil {
-			continue // it is being taken down, and every port with it
+			if rec, gone := r.Tables.Networks.Get(n.Network); gone != nil || rec.Deleting != nil {
+				continue // it is being taken down, and every port with it
+			}
+			return err // a daemon that has just started: its guard still knows the port
 		}
 		if err := net.Unplug(ctx, Device(g.Holder.Slot, i)); err != nil {
 			return err

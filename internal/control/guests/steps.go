@@ -43,15 +43,16 @@ func (r *Reconciler) engine(g guest.Guest) (engine.Engine, error) {
 // start runs the guest. One that was started by a daemon that died before it
 // could say so is found and counts as started.
 func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
-	r.mu.Lock()
-	if r.attached[g.ID].generation != g.Generation {
-		r.attached[g.ID] = attachment{} // made for an older spec: limits and quota are set again
+	if err := r.renew(ctx, g); err != nil {
+		return err
 	}
-	r.mu.Unlock()
 	parts, err := r.attach(ctx, g)
 	if err != nil {
 		return err
 	}
+	r.mu.Lock()
+	r.attached[g.ID] = attachment{parts, g.Generation, true}
+	r.mu.Unlock()
 	e, err := r.engine(g)
 	if err != nil {
 		return err
@@ -83,6 +84,29 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 			s.Restarts = 0
 		}
 	})
+}
+
+// renew takes away the group of an earlier run, and forgets what was made for
+// an older spec, so that attach makes both again. A group that was ever killed
+// is of no more use: the kernel ends at once what is cloned into it (seen with
+// 6.18).
+func (r *Reconciler) renew(ctx context.Context, g guest.Guest) error {
+	r.mu.Lock()
+	a := r.attached[g.ID]
+	r.mu.Unlock()
+	if a.parts != nil && !a.used && a.generation == g.Generation {
+		return nil
+	}
+	if held, err := r.Keepers.Find(g.ID); err == nil && held.State().Exit == nil {
+		return nil // an earlier daemon started it and could not say so
+	}
+	if err := r.Cgroups.Remove(ctx, g.ID); err != nil {
+		return err
+	}
+	r.mu.Lock()
+	r.attached[g.ID] = attachment{}
+	r.mu.Unlock()
+	return nil
 }
 
 func (r *Reconciler) connect(ctx context.Context, g guest.Guest, held keeper.Held) (engine.Machine, error) {
