@@ -89,7 +89,24 @@ func wire(err error) *api.Error {
 	if e.Detail == "" {
 		e.Detail = strings.ReplaceAll(e.Kind, "-", " ")
 	}
+	if e.Hint == "" && e.Kind == api.KindNotFound {
+		e.Hint = whereToLook(e.Ref)
+	}
 	return e
+}
+
+// whereToLook names the command that lists what there is of the missing one's
+// kind.
+func whereToLook(ref string) string {
+	switch kind, _, _ := strings.Cut(ref, "/"); kind {
+	case "guest":
+		return "lodge ls"
+	case "image", "pool", "network", "forward":
+		return "lodge " + kind + " ls"
+	case "operation":
+		return "lodge op ls --all"
+	}
+	return ""
 }
 
 func first(a, b string) string {

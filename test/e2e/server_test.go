@@ -263,3 +263,12 @@ func until(t testing.TB, what string, f func() error) {
 	}
 	t.Fatalf("%s: not within %v: %v", what, patience, err)
 }
+
+// list returns what a command prints as JSON.
+func list[T any](s *server, args ...string) (all []T) {
+	s.t.Helper()
+	if err := json.Unmarshal([]byte(s.lodge(append(args, "-o", "json")...)), &all); err != nil {
+		s.t.Fatal(err)
+	}
+	return all
+}

@@ -1,0 +1,41 @@
+package e2e
+
+import (
+	"os"
+	"strings"
+	"testing"
+
+	"lodge/test/sandbox"
+)
+
+// TestReleases builds the other releases and variants of Debian and boots each.
+func TestReleases(t *testing.T) {
+	if os.Getenv("LODGE_TEST_LONG") == "" {
+		t.Skip("builds four images; run it with make test-long")
+	}
+	t.Setenv("http_proxy", sandbox.Proxy(t))
+	s := newServer(t)
+	for _, c := range []struct{ image, variant, name string }{
+		{"debian/13", "standard", "debian/13"},
+		{"debian/sid", "standard", "debian/sid"},
+		{"debian/13", "minimal", "debian/13-minimal"},
+		{"debian/12", "minimal", "debian/12-minimal"},
+	} {
+		t.Run(strings.ReplaceAll(c.name, "/", "-"), func(t *testing.T) {
+			s := *s
+			s.t = t
+			s.lodge("image", "build", c.image, "--variant", c.variant)
+			s.lodge("launch", c.name, "g")
+			defer s.lodge("rm", "-f", "g")
+			var state string
+			until(t, "the guest's init is done", func() error {
+				r := s.try("exec", "g", "--", "systemctl", "is-system-running", "--wait")
+				state = strings.TrimSpace(r.out)
+				return nil
+			})
+			if state != "running" {
+				t.Errorf("systemd says %q; failed units:\n%s", state, s.try("exec", "g", "--", "systemctl", "--failed", "--no-legend").out)
+			}
+		})
+	}
+}
