@@ -107,6 +107,9 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ *slog.Logger, id string) (
 	}
 	count := r.look(op)
 	next := Settle(op.Spec, op.Status, count, r.now())
+	if op.Status.State == "" && next.State == operation.Working && next.Problem == nil {
+		return 0, nil // what it reads as anyway: it would be one more write for every request
+	}
 	if _, err := r.tables.Operations.SetStatus(ctx, id, func(s *operation.Status) error {
 		*s = next
 		return nil

@@ -17,7 +17,8 @@ import (
 // Kind is the noun's name in keys and events.
 const Kind model.Kind = "operation"
 
-// State is how far an operation has come.
+// State is how far an operation has come. An operation of which nothing was
+// written yet is Working.
 type State string
 
 // The states; the last three are final.
