@@ -20,6 +20,7 @@ import (
 	"os"
 	"runtime"
 	"sync"
+	"sync/atomic"
 
 	"golang.org/x/sys/unix"
 
@@ -42,6 +43,7 @@ type Options struct {
 type Engine struct {
 	o      Options
 	filter func() (filters, error) // assembled once
+	fit    atomic.Bool             // the host was found to lack nothing
 }
 
 var _ engine.Engine = (*Engine)(nil)
@@ -51,11 +53,15 @@ func New(o Options) *Engine {
 	return &Engine{o: o, filter: sync.OnceValues(func() (filters, error) { return newFilters(runtime.GOARCH) })}
 }
 
-// Info says whether this host's kernel can do what guests need.
+// Info says whether this host's kernel can do what guests need. A kernel that
+// could once is not asked again: that takes longer than all else of a request.
 func (e *Engine) Info(context.Context) (engine.Info, error) {
 	i := engine.Info{Name: "oslevel", Model: guest.OS, Version: release(),
 		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true}}
-	i.Missing, i.Hint = missing(e.o)
+	if !e.fit.Load() {
+		i.Missing, i.Hint = missing(e.o)
+		e.fit.Store(i.Missing == "")
+	}
 	return i, nil
 }
 
