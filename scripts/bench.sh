@@ -20,8 +20,11 @@ cleanup() {
 		case $file in *"/$tag-"*) losetup -d "$device" || true ;; esac
 	done < <(losetup -ln -O NAME,BACK-FILE)
 	rm -rf /var/tmp/"$tag"-*
+	local group
 	for _ in $(seq 50); do # groups empty a moment after their processes ended
-		find /sys/fs/cgroup -maxdepth 3 -type d -name "*$tag*" -prune -exec find {} -depth -type d -exec rmdir {} + \; 2>/dev/null || true
+		while read -r group; do
+			find "$group" -depth -type d -exec rmdir {} \; 2>/dev/null || true
+		done < <(find /sys/fs/cgroup -maxdepth 3 -type d -name "*$tag*" -prune)
 		[ -n "$(find /sys/fs/cgroup -maxdepth 3 -type d -name "*$tag*" -print -quit)" ] || break
 		sleep 0.1
 	done
@@ -29,7 +32,7 @@ cleanup() {
 trap cleanup EXIT
 
 status=0
-timeout --foreground --signal=TERM --kill-after=30 14m "$out/bench" --parts "$out" --out "$out" --tag "$tag" "$@" & # in the background: traps run at once
+timeout --foreground --signal=TERM --kill-after=30 14m "$out/bench" --parts "$out" --out "$out" --tag "$tag" "$@" & # a trap runs at once beside what is in the background
 bench=$!
 trap 'kill -TERM "$bench" 2>/dev/null' INT TERM
 while kill -0 "$bench" 2>/dev/null; do wait "$bench" && status=0 || status=$?; done
