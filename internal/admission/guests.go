@@ -190,7 +190,7 @@ func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subj
 		f.Guest = id
 		d.Tables.Forwards.CreateIn(tx, ForwardName(f), f)
 	}
-	return subject(guest.Kind, r.Meta), nil
+	return guestSubject(r), nil
 }
 
 // undo removes the guests that were made before one could not be. It goes on
@@ -215,7 +215,7 @@ func (d *Door) edit(ctx context.Context, by, verb, name string, change func(*sto
 			return nil, err
 		}
 		r = d.Tables.Guests.UpdateIn(tx, r)
-		return []operation.Subject{subject(guest.Kind, r.Meta)}, nil
+		return []operation.Subject{guestSubject(r)}, nil
 	})
 }
 
@@ -245,6 +245,14 @@ func (d *Door) StartGuest(ctx context.Context, by, name string) (Operation, erro
 		r.Spec.Power, r.Spec.Force = guest.On, false
 		return nil
 	})
+}
+
+// guestSubject is the subject of a change of a guest. An ephemeral one may be
+// gone before anybody sees that it got where it was wanted.
+func guestSubject(r tables.GuestRecord) operation.Subject {
+	s := subject(guest.Kind, r.Meta)
+	s.Passing = r.Spec.Ephemeral
+	return s
 }
 
 // StopGuest takes a guest down: by force at once, otherwise by asking it and

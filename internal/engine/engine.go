@@ -73,7 +73,8 @@ type NIC struct {
 type Machine interface {
 	Probe(ctx context.Context) (Probe, error)
 	// Shutdown asks the guest's own init to stop, in whatever way it
-	// understands, and returns at once.
+	// understands, and returns at once. It is an error of kind Busy if the
+	// guest boots and may not have heard it: it should be asked again.
 	Shutdown(ctx context.Context) error
 	// Kill ends every process of the guest and returns at once; the keeper
 	// reports the end.

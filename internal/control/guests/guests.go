@@ -52,8 +52,14 @@ type Reconciler struct {
 
 	mu       sync.Mutex
 	attached map[string]attachment
-	stops    map[string]time.Time // clean stops under way: when patience ends
-	down     bool                 // the host is going down: everything stops, no spec changes
+	stops    map[string]stopping // clean stops under way
+	down     bool                // the host is going down: everything stops, no spec changes
+}
+
+// stopping is a clean stop under way.
+type stopping struct {
+	deadline time.Time // when patience ends
+	told     bool      // the guest's init has surely heard it
 }
 
 // attachment is what is attached for a guest.
@@ -65,7 +71,7 @@ type attachment struct {
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]time.Time{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err

@@ -174,6 +174,10 @@ func (r *Reconciler) adjust(ctx context.Context, g guest.Guest) error {
 // again.
 const killAgain = 2 * time.Second
 
+// tellAgain is how long a guest that boots is left before it is asked again to
+// stop.
+const tellAgain = 200 * time.Millisecond
+
 // stop takes a guest down without waiting for it: the keeper's word that it
 // ended wakes the reconciler. A clean stop becomes a kill when its time is over.
 func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, error) {
@@ -184,17 +188,20 @@ func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, er
 	defer m.Close()
 	now := r.Now()
 	r.mu.Lock()
-	deadline, asked := r.stops[g.ID]
+	under, asked := r.stops[g.ID]
 	r.mu.Unlock()
 	timeout := time.Duration(g.Spec.StopTimeout) * time.Second
 	if g.Spec.StopTimeout == 0 {
 		timeout = guest.DefaultStopTimeout * time.Second
 	}
-	if g.Spec.Force || asked && !now.Before(deadline) {
+	if g.Spec.Force || asked && !now.Before(under.deadline) {
 		return killAgain, r.kill(ctx, m)
 	}
-	if asked {
-		return deadline.Sub(now), nil
+	if under.told {
+		return under.deadline.Sub(now), nil
+	}
+	if !asked {
+		under.deadline = now.Add(timeout)
 	}
 	p, err := m.Probe(ctx)
 	if err != nil {
@@ -205,13 +212,18 @@ func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, er
 			return 0, err
 		}
 	}
-	if err := m.Shutdown(ctx); err != nil {
+	err = m.Shutdown(ctx)
+	if err != nil && !errs.Is(err, errs.Busy) {
 		return killAgain, r.kill(ctx, m)
 	}
+	again := under.deadline.Sub(now)
+	if under.told = err == nil; !under.told {
+		again = min(again, tellAgain)
+	}
 	r.mu.Lock()
-	r.stops[g.ID] = now.Add(timeout)
+	r.stops[g.ID] = under
 	r.mu.Unlock()
-	return timeout, r.report(ctx, g, func(s *guest.Status) { s.Doing = guest.Stop })
+	return again, r.report(ctx, g, func(s *guest.Status) { s.Doing = guest.Stop })
 }
 
 // kill ends a guest. A frozen process does not die before it is thawed.

@@ -35,8 +35,9 @@ func TestJudge(t *testing.T) {
 		"going":                    {true, Answer{Found: true, Generation: 3, Resting: true}, Waiting, false},
 		"going held up":            {true, Answer{Found: true, Generation: 3, Problem: soft}, Waiting, true},
 		"going impossible":         {true, Answer{Found: true, Generation: 3, Problem: hard}, Refused, true},
+		"ran its course":           {false, Answer{}, Answered, false},
 	} {
-		v, p := Judge(operation.Subject{Generation: 3, Gone: c.gone}, c.answer, time.Now())
+		v, p := Judge(operation.Subject{Generation: 3, Gone: c.gone, Passing: name == "ran its course"}, c.answer, time.Now())
 		if v != c.verdict || (p != nil) != c.problem {
 			t.Errorf("%s: %v %v", name, v, p)
 		}

@@ -32,7 +32,7 @@ const (
 // does the receipt.
 func Judge(s operation.Subject, a Answer, now time.Time) (Verdict, *model.Problem) {
 	switch {
-	case !a.Found && s.Gone:
+	case !a.Found && (s.Gone || s.Passing):
 		return Answered, nil
 	case !a.Found:
 		return Refused, &model.Problem{Code: errs.NotFound.String(), Message: s.String() + " was removed meanwhile", Since: now, Attempts: 1}

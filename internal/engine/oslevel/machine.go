@@ -4,12 +4,16 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"path/filepath"
+	"strconv"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/cgroup"
+	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
@@ -53,7 +57,36 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if init {
 		sig = stopSignal(m.initName(argv))
 	}
-	return m.held.Signal(ctx, sig)
+	status, _ := os.ReadFile(fmt.Sprintf("/proc/%d/status", m.held.State().Pid)) // empty when it has just ended
+	if err := m.held.Signal(ctx, sig); err != nil {
+		return err
+	}
+	if s := m.g.Status.Started; s != nil && time.Since(*s) < bootTime && !hears(status, sig) {
+		return &errs.Error{Kind: errs.Busy, Ref: m.g.Key().String(), Msg: "may not have heard the signal to stop yet"}
+	}
+	return nil
+}
+
+// bootTime is how long an init may take before it listens to signals: a busy
+// host with many guests that boot.
+const bootTime = 10 * time.Second
+
+// hears reports whether a process with this /proc/PID/status handles sig, or
+// blocks it to read it from a signalfd. The kernel drops for process 1 what it
+// does neither with, such as what comes before its init has set itself up. One
+// that sits in sigwait hears too, and does not show it.
+func hears(status []byte, sig unix.Signal) bool {
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigCgt" && name != "SigBlk" {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err == nil && mask&(1<<(sig-1)) != 0 {
+			return true
+		}
+	}
+	return false
 }
 
 // initName is the kernel's name for the guest's process 1, which its init may

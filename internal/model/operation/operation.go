@@ -43,9 +43,10 @@ type Spec struct {
 // Subject is one record the operation is about, and when it is answered.
 type Subject struct {
 	model.Key
-	ID         string `json:"id"`             // tells the record from a later one of the same name
-	Generation int64  `json:"generation"`     // answered once the record's status has reached it
-	Gone       bool   `json:"gone,omitempty"` // answered once the record is no more
+	ID         string `json:"id"`                // tells the record from a later one of the same name
+	Generation int64  `json:"generation"`        // answered once the record's status has reached it
+	Gone       bool   `json:"gone,omitempty"`    // answered once the record is no more
+	Passing    bool   `json:"passing,omitempty"` // answered too when the record is no more: an ephemeral guest
 }
 
 // Status is how it went.
