@@ -29,7 +29,10 @@ else
 	fi
 fi
 
-lodge doctor --fix --quiet || true
+if ! found=$(lodge doctor --fix); then
+	echo "the doctor found faults:"
+	echo "$found"
+fi
 lodge image show debian/12 >/dev/null 2>&1 || echo "building the image debian/12 from Debian packages (some minutes, once)"
 lodge image build debian/12
 

@@ -135,15 +135,23 @@ func (d *Door) networkSpec(w NetworkWish) (network.Spec, error) {
 	return s, err
 }
 
-// takenPrefixes are those that a network other than name must stay clear of.
+// takenPrefixes are those that the network called name must stay clear of. Its
+// own are not: the host has routes to them when it is there already.
 func (d *Door) takenPrefixes(name string) []netip.Prefix {
-	var all []netip.Prefix
-	if d.HostPrefixes != nil {
-		all = slices.Clone(d.HostPrefixes())
-	}
+	var all, own []netip.Prefix
 	for _, n := range d.Tables.Networks.List() {
-		if n.Name != name {
+		if n.Name == name {
+			own = []netip.Prefix{n.Spec.IPv4, n.Spec.IPv6}
+		} else {
 			all = append(all, n.Spec.IPv4, n.Spec.IPv6)
+		}
+	}
+	if d.HostPrefixes == nil {
+		return all
+	}
+	for _, p := range d.HostPrefixes() {
+		if !slices.Contains(own, p) {
+			all = append(all, p)
 		}
 	}
 	return all

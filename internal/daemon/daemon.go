@@ -15,6 +15,7 @@ import (
 	"lodge/internal/base/bus"
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/fsx"
 	"lodge/internal/cluster"
 	"lodge/internal/control"
 	"lodge/internal/control/forwards"
@@ -107,6 +108,24 @@ func (d *daemon) openDirs() error {
 		return &errs.Error{Kind: errs.Conflict, Msg: "another lodged uses " + d.opt.DataDir, Hint: "stop it first: systemctl stop lodged, or make down", Err: err}
 	}
 	d.lock = f
+	return d.keepName()
+}
+
+// keepName holds on to the name the host had when Lodge first ran here: guests
+// are held by that name, and a host that is renamed must not lose them.
+func (d *daemon) keepName() error {
+	file := filepath.Join(d.opt.DataDir, "host")
+	text, err := os.ReadFile(file)
+	if errors.Is(err, os.ErrNotExist) {
+		return fsx.WriteFile(file, []byte(d.opt.Host+"\n"), 0o644)
+	}
+	if err != nil {
+		return err
+	}
+	if name := strings.TrimSpace(string(text)); name != d.opt.Host {
+		d.log.Info("the host keeps the name that its guests know it by", "name", name, "ignored", d.opt.Host)
+		d.opt.Host = name
+	}
 	return nil
 }
 
@@ -132,10 +151,16 @@ func (d *daemon) openHost(ctx context.Context) (err error) {
 	if d.images, err = images.OpenStore(d.opt.imageDir(), d.opt.RunDir, d.log); err != nil {
 		return err
 	}
-	d.keepers, err = keeper.Open(ctx, keeper.Options{
-		Dir: d.opt.keeperDir(), Binary: filepath.Join(d.opt.programs(), keeperProgram), Log: d.log,
-	})
-	return err
+	binary := filepath.Join(d.opt.programs(), keeperProgram)
+	if d.keepers, err = keeper.Open(ctx, keeper.Options{Dir: d.opt.keeperDir(), Binary: binary, Log: d.log}); err != nil {
+		return err
+	}
+	// A keeper that an older lodged started becomes this one's in place. It
+	// goes on as it is when it cannot: its protocol only grows.
+	if err := d.keepers.Upgrade(ctx, binary); err != nil {
+		d.log.Warn("the keeper could not be brought up to date", "error", err)
+	}
+	return nil
 }
 
 func (d *daemon) openReconcilers() (err error) {

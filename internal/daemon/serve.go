@@ -9,6 +9,8 @@ import (
 	"io"
 	"net"
 	"os"
+	"os/user"
+	"strconv"
 	"strings"
 
 	"lodge/api"
@@ -162,7 +164,7 @@ func (d *daemon) listen() ([]net.Listener, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := os.Chmod(d.opt.Socket(), 0o660); err != nil {
+	if err := shareSocket(d.opt.Socket()); err != nil {
 		return nil, errors.Join(err, local.Close())
 	}
 	if d.opt.HTTPS == "" {
@@ -173,6 +175,23 @@ func (d *daemon) listen() ([]net.Listener, error) {
 		return nil, errors.Join(err, local.Close())
 	}
 	return []net.Listener{local, remote}, nil
+}
+
+// shareSocket lets root and the members of the group lodge, if the host has
+// one, connect.
+func shareSocket(path string) error {
+	if err := os.Chmod(path, 0o660); err != nil {
+		return err
+	}
+	g, err := user.LookupGroup("lodge")
+	if err != nil {
+		return nil
+	}
+	gid, err := strconv.Atoi(g.Gid)
+	if err != nil {
+		return err
+	}
+	return os.Chown(path, 0, gid)
 }
 
 // listenHTTPS opens the listener of those who are not on this host, or not

@@ -135,7 +135,11 @@ func (l *loop) settle(it *item, log *slog.Logger, again time.Duration, err error
 	if err != nil {
 		it.fails++
 		again = delay(it.fails, errs.KindOf(err))
-		log.Warn("reconcile failed", "error", err, "attempts", it.fails, "again", again)
+		level := slog.LevelWarn
+		if errs.Is(err, errs.Busy) && it.fails <= quietAttempts {
+			level = slog.LevelDebug // it waits for another record, which is usual at start
+		}
+		log.Log(l.ctx, level, "reconcile failed", "error", err, "attempts", it.fails, "again", again)
 	} else {
 		it.fails = 0
 	}

@@ -59,6 +59,8 @@ const (
 	firstRetry = 100 * time.Millisecond // after an error that may pass by itself; doubled each time
 	lastRetry  = 30 * time.Second
 	slowRetry  = time.Minute // after an error that only a change can mend
+
+	quietAttempts = 5 // that fail because something is not ready yet before the log tells
 )
 
 // Runner runs reconcilers. Make it with New; Add and Feed come before Run.
