@@ -112,13 +112,16 @@ func guard(c *nftables.Conn, name string) error {
 	l.chain(&nftables.Chain{Name: "ip6"},
 		rule(icmp6(typeRA), drop),
 		rule(icmp6(typeRedirect), drop),
+		// Which groups a guest listens to concerns nobody: multicast goes to
+		// every port. Flooded, the reports of each guest that starts would cost
+		// every other guest's network stack some work.
+		rule(icmp6(typeMLDv2), drop),
 		rule(udpPorts(547, 546), drop),
 		rule(icmp6(typeNA), jump("na")),
 		rule(icmp6(typeNS), jump("ns")),
 		rule(icmp6(typeRS), fieldIs(th, rsOption, []byte{1, 1}), portAnd(th, rsOption+2, 6), notIn(setMACs), drop),
 		rule(portAnd(ip, ip6Source, 16), in(setIPv6), accept),
 		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeRS), accept),
-		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeMLDv2), accept),
 		drop)
 	l.chain(&nftables.Chain{Name: "from_port", Type: nftables.ChainTypeFilter,
 		Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRef(-300)},
