@@ -62,6 +62,7 @@ func ready(t *testing.T, d *Door, name string) {
 	}
 	if _, err := d.Tables.Images.SetStatus(t.Context(), r.ID, func(s *image.Status) error {
 		s.Wish, s.Generation, s.Digest = r.Spec.Wish, r.Generation, "sha256:"+name
+		s.Info = image.Info{Init: []string{"/sbin/init"}, CloudInit: name == "debian/12"}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
@@ -181,6 +182,8 @@ func TestRefusedGuests(t *testing.T) {
 	d := door(t, "10.67.0.0/16")
 	must(t)(d.CreateGuests(t.Context(), "user", GuestWish{Name: "there", Image: "debian/12", Patch: Patch{Publish: ptr([]string{"80:80"})}}))
 	must(t)(d.BuildImage(t.Context(), "user", ImageWish{Name: "debian/13"}))
+	must(t)(d.BuildImage(t.Context(), "user", ImageWish{Name: "busybox"}))
+	ready(t, d, "busybox")
 	ok := func(change func(*GuestWish)) GuestWish {
 		w := GuestWish{Name: "web1", Image: "debian/12"}
 		change(&w)
@@ -211,6 +214,7 @@ func TestRefusedGuests(t *testing.T) {
 		"restart":          {ok(func(w *GuestWish) { w.Restart = ptr(guest.Restart("often")) }), errs.Invalid, "restart"},
 		"env name":         {ok(func(w *GuestWish) { w.Env = ptr(map[string]string{"A=B": ""}) }), errs.Invalid, "env"},
 		"empty command":    {ok(func(w *GuestWish) { w.Command = ptr([]string{""}) }), errs.Invalid, "command"},
+		"no cloud-init":    {ok(func(w *GuestWish) { w.Image, w.UserData = "busybox", ptr("#cloud-config") }), errs.Invalid, "user_data"},
 		"user data":        {ok(func(w *GuestWish) { w.UserData = ptr(strings.Repeat("x", maxUserData+1)) }), errs.Invalid, "user_data"},
 		"stop timeout":     {ok(func(w *GuestWish) { w.StopTimeout = ptr(-1) }), errs.Invalid, "stop_timeout"},
 		"label":            {ok(func(w *GuestWish) { w.Labels = ptr(map[string]string{"A B": ""}) }), errs.Invalid, "labels"},
@@ -270,7 +274,7 @@ func TestVerbs(t *testing.T) {
 		t.Fatal(err)
 	}
 	must(t)(d.StopGuest(ctx, "user", "g", false, ptr(5)))
-	if g := get(t, d, "g"); g.Spec.Power != guest.Off || g.Spec.Force || g.Spec.StopTimeout != 5 {
+	if g := get(t, d, "g"); g.Spec.Power != guest.Off || g.Spec.Force || g.Spec.Within != 5 || g.Spec.StopTimeout == 5 {
 		t.Fatalf("%+v", g.Spec)
 	}
 	must(t)(d.RenameGuest(ctx, "user", "g", "h"))

@@ -79,9 +79,14 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 		return nil, err
 	}
 	p := &guestPlan{names: names, spec: freshSpec(w)}
-	if p.spec.Digest, err = d.digest(w.Image); err != nil {
+	im, err := d.image(w.Image)
+	if err != nil {
 		return nil, err
 	}
+	if err := checkImage(im, p.spec); err != nil {
+		return nil, err
+	}
+	p.spec.Digest = im.Status.Digest
 	if err := d.checkGuest(w, p); err != nil {
 		return nil, err
 	}
@@ -149,24 +154,35 @@ func (d *Door) findNetworks(wanted []string, p *guestPlan) error {
 	return nil
 }
 
-// digest returns the content of an image that is ready.
-func (d *Door) digest(name string) (string, error) {
+// image returns the record of an image that is ready.
+func (d *Door) image(name string) (tables.ImageRecord, error) {
 	if err := CheckImageName("image", name); err != nil {
-		return "", err
+		return tables.ImageRecord{}, err
 	}
 	build := "lodge image build " + name
 	r, err := d.Tables.Images.Get(name)
 	switch {
 	case err != nil:
-		return "", &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "does not exist", Hint: build, Err: err}
+		return r, &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "does not exist", Hint: build, Err: err}
 	case r.Deleting != nil:
-		return "", &errs.Error{Kind: errs.Conflict, Ref: "image/" + name, Field: "image", Msg: "is being removed", Hint: build}
+		return r, &errs.Error{Kind: errs.Conflict, Ref: "image/" + name, Field: "image", Msg: "is being removed", Hint: build}
 	case r.Status.Digest == "" && r.Status.Problem != nil:
-		return "", &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "could not be made: " + r.Status.Problem.Message, Hint: build}
+		return r, &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "could not be made: " + r.Status.Problem.Message, Hint: build}
 	case r.Status.Digest == "":
-		return "", &errs.Error{Kind: errs.Busy, Ref: "image/" + name, Field: "image", Msg: "is still being made", Hint: "wait for it: lodge op ls"}
+		return r, &errs.Error{Kind: errs.Busy, Ref: "image/" + name, Field: "image", Msg: "is still being made", Hint: "wait for it: lodge op ls"}
 	}
-	return r.Status.Digest, nil
+	return r, nil
+}
+
+// checkImage says whether an image has what a guest made from it asks of it.
+func checkImage(im tables.ImageRecord, s guest.Spec) error {
+	switch {
+	case s.UserData != "" && !im.Status.Info.CloudInit:
+		return errs.Bad("user_data", "image "+im.Name+" has no cloud-init to read it", "use a standard Debian image, or install cloud-init in the image")
+	case len(s.Command) == 0 && len(im.Status.Info.Init) == 0:
+		return errs.Bad("command", "image "+im.Name+" has no init to run", "give a command: lodge launch "+im.Name+" NAME -- CMD")
+	}
+	return nil
 }
 
 // createIn puts one guest into tx: its record, its leases, its forwards.
@@ -242,7 +258,7 @@ func (d *Door) StartGuest(ctx context.Context, by, name string) (Operation, erro
 			return err
 		}
 		boot(r)
-		r.Spec.Power, r.Spec.Force = guest.On, false
+		r.Spec.Power, r.Spec.Force, r.Spec.Within = guest.On, false, 0
 		return nil
 	})
 }
@@ -259,16 +275,19 @@ func guestSubject(r tables.GuestRecord) operation.Subject {
 // waiting for timeout seconds (nil: as the guest's setting says).
 func (d *Door) StopGuest(ctx context.Context, by, name string, force bool, timeout *int) (Operation, error) {
 	return d.edit(ctx, by, "guest.stop", name, func(_ *store.Tx, r *tables.GuestRecord) error {
-		r.Spec.Power, r.Spec.Force = guest.Off, force
-		set(&r.Spec.StopTimeout, timeout)
-		return checkLife(r.Spec, d.Host)
+		r.Spec.Power, r.Spec.Force, r.Spec.Within = guest.Off, force, 0
+		if timeout == nil {
+			return nil
+		}
+		r.Spec.Within = *timeout
+		return checkPatience("timeout", *timeout)
 	})
 }
 
 // RestartGuest takes a guest down and boots it.
 func (d *Door) RestartGuest(ctx context.Context, by, name string, force bool) (Operation, error) {
 	return d.edit(ctx, by, "guest.restart", name, func(_ *store.Tx, r *tables.GuestRecord) error {
-		r.Spec.Power, r.Spec.Force = guest.On, force
+		r.Spec.Power, r.Spec.Force, r.Spec.Within = guest.On, force, 0
 		r.Spec.Boots++
 		return nil
 	})

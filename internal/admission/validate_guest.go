@@ -124,10 +124,16 @@ func checkLife(s guest.Spec, _ Host) error {
 		return errs.Bad("restart", fmt.Sprintf("%q is not a restart policy", s.Restart), "use never, on-failure or always")
 	case s.Ephemeral && s.Restart == guest.Always:
 		return errs.Bad("restart", "an ephemeral guest is removed when it stops", "leave out one of the two")
-	case s.StopTimeout < 1 || s.StopTimeout > maxTimeout:
-		return errs.Bad("stop_timeout", fmt.Sprintf("%d is out of range", s.StopTimeout), fmt.Sprintf("give 1 to %d seconds", maxTimeout))
 	case s.Autostart.Delay < 0 || s.Autostart.Delay > maxTimeout:
 		return errs.Bad("autostart.delay", fmt.Sprintf("%d is out of range", s.Autostart.Delay), "give seconds")
+	}
+	return checkPatience("stop_timeout", s.StopTimeout)
+}
+
+// checkPatience says whether a guest may be left seconds to stop by itself.
+func checkPatience(field string, seconds int) error {
+	if seconds < 1 || seconds > maxTimeout {
+		return errs.Bad(field, fmt.Sprintf("%d is out of range", seconds), fmt.Sprintf("give 1 to %d seconds", maxTimeout))
 	}
 	return nil
 }

@@ -113,6 +113,7 @@ func (h *house) stock(door *admission.Door) {
 	i, _ := h.Tables.Images.Get("debian/12")
 	if _, err := h.Tables.Images.SetStatus(ctx, i.ID, func(s *image.Status) error {
 		s.Digest, s.Wish, s.Info.Packages = "sha256:1", 1, []string{"bash 5.2"}
+		s.Info.Init, s.Info.CloudInit = []string{"/sbin/init"}, true
 		return nil
 	}); err != nil {
 		h.Fatal(err)

@@ -190,10 +190,7 @@ func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, er
 	r.mu.Lock()
 	under, asked := r.stops[g.ID]
 	r.mu.Unlock()
-	timeout := time.Duration(g.Spec.StopTimeout) * time.Second
-	if g.Spec.StopTimeout == 0 {
-		timeout = guest.DefaultStopTimeout * time.Second
-	}
+	timeout := g.Spec.Patience()
 	if g.Spec.Force || asked && !now.Before(under.deadline) {
 		return killAgain, r.kill(ctx, m)
 	}

@@ -12,6 +12,7 @@
 package guest
 
 import (
+	"cmp"
 	"time"
 
 	"lodge/internal/model"
@@ -58,8 +59,9 @@ type Spec struct {
 	Image  string `json:"image"`  // as it was asked for: "debian/12"
 	Digest string `json:"digest"` // of the image's content when the guest was made
 	Power  Power  `json:"power"`
-	Boots  int64  `json:"boots"`           // raised by each wish for a (re)boot
-	Force  bool   `json:"force,omitempty"` // the wish to stop does not wait for the guest's consent
+	Boots  int64  `json:"boots"`            // raised by each wish for a (re)boot
+	Force  bool   `json:"force,omitempty"`  // the wish to stop does not wait for the guest's consent
+	Within int    `json:"within,omitempty"` // seconds that this one wish to stop leaves the guest; 0 is StopTimeout
 
 	CPUs      float64 `json:"cpus"`                 // processors' worth of time; 0 is the host's all
 	CPUWeight int     `json:"cpu_weight,omitempty"` // share under contention, 1 to 10,000; 0 is 100
@@ -162,6 +164,11 @@ type Guest struct {
 	Spec   Spec   `json:"spec"`
 	Holder Holder `json:"holder"`
 	Status Status `json:"status"`
+}
+
+// Patience returns how long the guest is left to stop by itself.
+func (s Spec) Patience() time.Duration {
+	return time.Duration(cmp.Or(s.Within, s.StopTimeout, DefaultStopTimeout)) * time.Second
 }
 
 // Key addresses the guest.
