@@ -83,11 +83,11 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := checkImage(im, p.spec); err != nil {
-		return nil, err
-	}
 	p.spec.Digest = im.Status.Digest
 	if err := d.checkGuest(w, p); err != nil {
+		return nil, err
+	}
+	if err := checkImage(im, p.spec); err != nil {
 		return nil, err
 	}
 	for _, n := range names {
