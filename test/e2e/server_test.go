@@ -71,7 +71,8 @@ func newServer(t testing.TB, flags ...string) *server {
 
 func (s *server) path(name string) string { return filepath.Join(s.dir, name) }
 
-func (s *server) start() {
+// launch starts the daemon and waits for nothing.
+func (s *server) launch() {
 	s.t.Helper()
 	log, err := os.OpenFile(s.path("log"), os.O_CREATE|os.O_APPEND|os.O_WRONLY, 0o600)
 	if err != nil {
@@ -86,6 +87,11 @@ func (s *server) start() {
 	ended := make(chan struct{})
 	s.ended = ended
 	go func(c *exec.Cmd) { c.Wait(); close(ended) }(s.cmd)
+}
+
+func (s *server) start() {
+	s.t.Helper()
+	s.launch()
 	until(s.t, "lodged answers", func() error {
 		select {
 		case <-s.ended:
