@@ -162,9 +162,11 @@ func (l *loop) rouse(it *item) {
 	}
 }
 
-// delay returns how long to wait after so many failures in a row.
+// delay returns how long to wait after so many failures in a row. What nobody
+// foresaw is tried again soon: it may have been a moment's, and a receipt that
+// waited for it has ended already.
 func delay(fails int, kind errs.Kind) time.Duration {
-	if !kind.Retry() {
+	if !kind.Retry() && kind != errs.Internal {
 		return slowRetry
 	}
 	d := firstRetry

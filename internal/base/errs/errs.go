@@ -55,9 +55,10 @@ func ParseKind(s string) Kind {
 }
 
 // Retry reports whether the same request may succeed later unchanged. A full
-// disk counts: after space is made, everything goes on.
+// disk counts: after space is made, everything goes on. What nobody foresaw
+// does not: whoever waits should hear of it now.
 func (k Kind) Retry() bool {
-	return k == Busy || k == Conflict || k == Unavailable || k == NoSpace || k == Internal
+	return k == Busy || k == Conflict || k == Unavailable || k == NoSpace
 }
 
 // Error is an error with a place, a class and words for a person.

@@ -82,9 +82,15 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 		})
 		return 0, err
 	}
+	if rec.Status.Problem != nil && rec.Status.Generation >= rec.Generation {
+		return 0, nil // it failed for good; whoever wants it still asks again
+	}
 	b := r.build(rec, log)
 	if b == nil {
 		return 0, nil // under way; its end wakes us
+	}
+	if b.err != nil {
+		log.Warn("an image could not be made", "image", rec.Name, "error", b.err)
 	}
 	return 0, r.finish(ctx, rec, b)
 }
@@ -142,7 +148,7 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *buil
 	_, err := r.Tables.Images.SetStatus(ctx, rec.ID, func(s *image.Status) error {
 		if b.err != nil {
 			s.Problem = model.ProblemOf(b.err, now, s.Problem)
-			if !errs.KindOf(b.err).Retry() || errs.Is(b.err, errs.Internal) {
+			if !errs.KindOf(b.err).Retry() {
 				s.Generation = rec.Generation
 			}
 			return nil
@@ -161,7 +167,10 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *buil
 	if b.err == nil && old != "" && old != b.built.Digest {
 		return r.sweep(ctx, old)
 	}
-	return b.err
+	if errs.KindOf(b.err).Retry() {
+		return b.err
+	}
+	return nil
 }
 
 func (r *Reconciler) remove(ctx context.Context, rec tables.ImageRecord) error {

@@ -89,7 +89,7 @@ func missing(o Options) (what, hint string) {
 		}
 	}
 	if !overlayTakesDescriptors() {
-		return "the kernel's overlay file system is missing or too old", "modprobe overlay; Linux 6.13 or newer is needed"
+		return "the kernel's overlay file system is missing or too old", "modprobe overlay; Linux 6.15 or newer is needed"
 	}
 	return "", ""
 }
