@@ -34,7 +34,7 @@ func features() []feature {
 		{"time namespaces", func(context.Context, Options) error { _, err := os.Stat("/proc/self/ns/time"); return err }, Warning,
 			"uptime in a guest is the host's", newerKernel},
 		{"overlayfs", probeOverlay, Fault, "guests cannot share an image", "modprobe overlay"},
-		{"overlayfs by descriptor", probeOverlayFD, Fault, "overlays cannot be made of detached layers (Linux 6.15): no OS-level guest can start", newerKernel},
+		{"overlayfs by descriptor", probeOverlayFD, Fault, "overlays cannot be made of detached layers (Linux 6.15): no OS-level guest can start", "boot Linux 6.15 or newer, such as that of Debian's trixie-backports"},
 		{"erofs", func(context.Context, Options) error { return hasFilesystem("erofs") }, Fault, "images cannot be mounted", "modprobe erofs"},
 		{"erofs from a file", probeErofsFile, Warning, "each image takes a loop device (Linux 6.12 needs none), and its pages are cached twice", newerKernel},
 		{"id-mapped mounts", probeIDMap, Fault, "a guest's files cannot be given its own range of users on this file system", "put the data directory on ext4, btrfs or xfs, and boot Linux 5.19 or newer"},

@@ -134,11 +134,15 @@ func (s *Store) failed(ctx context.Context, err error) error {
 	if ctx.Err() != nil {
 		return &errs.Error{Op: "image.build", Kind: errs.Cancelled, Msg: "the build was cancelled", Err: err}
 	}
-	if _, ours := errors.AsType[*errs.Error](err); ours && !errs.Is(err, errs.Internal) {
+	_, ours := errors.AsType[*errs.Error](err)
+	if ours && !errs.Is(err, errs.Internal) && !errs.Is(err, errs.Unavailable) {
 		return err
 	}
 	if e := s.room(1 << 20); e != nil {
 		return &errs.Error{Op: "image.build", Kind: errs.NoSpace, Msg: "the disk is full", Hint: spaceHint, Err: err}
+	}
+	if ours {
+		return err
 	}
 	return full("building an image", err)
 }

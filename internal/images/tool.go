@@ -68,9 +68,26 @@ func RunTool(ctx context.Context, env []string, line func(string), name string, 
 		return ctx.Err()
 	}
 	if err != nil {
-		return fmt.Errorf("%s: %w: %s", name, err, strings.Join(said, "; "))
+		return &errs.Error{
+			Op: "image.build", Kind: errs.Unavailable, Msg: name + ": " + complaint(said, err),
+			Hint: "the log of lodged has all that it said", Err: fmt.Errorf("%w: %s", err, strings.Join(said, "; ")),
+		}
 	}
 	return nil
+}
+
+// complaint finds the line that says what is wrong: the first that apt and
+// mmdebstrap mark as an error, or else the last.
+func complaint(said []string, err error) string {
+	for _, line := range said {
+		if text, ok := strings.CutPrefix(line, "E: "); ok {
+			return text
+		}
+	}
+	if len(said) == 0 {
+		return err.Error()
+	}
+	return said[len(said)-1]
 }
 
 // listen passes lines on until r ends, closes it, and returns the last ones.

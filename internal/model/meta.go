@@ -47,6 +47,9 @@ type Problem struct {
 // attempt count goes on from last when it is the same problem still.
 func ProblemOf(err error, now time.Time, last *Problem) *Problem {
 	p := &Problem{Code: errs.KindOf(err).String(), Message: err.Error(), Since: now, Attempts: 1}
+	if ours, ok := err.(*errs.Error); ok {
+		p.Message = ours.Words()
+	}
 	for e := err; e != nil; {
 		ours, ok := e.(*errs.Error)
 		if !ok {

@@ -90,6 +90,21 @@ func (e *Error) Error() string {
 	return b.String()
 }
 
+// Words says what is wrong to a person: place and message without the cause,
+// unless there is nothing else to say.
+func (e *Error) Words() string {
+	var parts []string
+	for _, s := range []string{e.Ref, e.Field, e.Msg} {
+		if s != "" {
+			parts = append(parts, s)
+		}
+	}
+	if e.Msg == "" || e.Kind == Internal {
+		return e.Error()
+	}
+	return strings.Join(parts, ": ")
+}
+
 // Unwrap returns the cause.
 func (e *Error) Unwrap() error { return e.Err }
 

@@ -148,7 +148,7 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *buil
 	_, err := r.Tables.Images.SetStatus(ctx, rec.ID, func(s *image.Status) error {
 		if b.err != nil {
 			s.Problem = model.ProblemOf(b.err, now, s.Problem)
-			if !errs.KindOf(b.err).Retry() {
+			if !goesOn(b.err) {
 				s.Generation = rec.Generation
 			}
 			return nil
@@ -167,11 +167,16 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *buil
 	if b.err == nil && old != "" && old != b.built.Digest {
 		return r.sweep(ctx, old)
 	}
-	if errs.KindOf(b.err).Retry() {
+	if goesOn(b.err) {
 		return b.err
 	}
 	return nil
 }
+
+// goesOn reports whether a build that failed is tried again by itself: when
+// space was made it goes on, but a mirror that failed is asked again only by
+// whoever wants the image.
+func goesOn(err error) bool { return errs.Is(err, errs.NoSpace) }
 
 func (r *Reconciler) remove(ctx context.Context, rec tables.ImageRecord) error {
 	if err := r.Tables.Images.Delete(ctx, rec.ID); err != nil {
