@@ -79,7 +79,7 @@ func (q quota) plan() *keeper.Quota {
 func asks(t testing.TB, q quota) keeper.Program {
 	p := launcher(t, sh(`while read path; do stat -f -c "[%b %f %a %S]" $path; done`))
 	p.Argv = append([]string{p.Argv[0], "-launcher", "-filtered"}, p.Argv[2:]...)
-	p.Console, p.Quota = true, q.plan()
+	p.Console, p.Quota, p.Dir = true, q.plan(), "/usr/bin"
 	return p
 }
 
@@ -132,6 +132,8 @@ func TestQuota(t *testing.T) {
 	}
 	show("/", figures(64<<20, 9<<20))
 	show("/usr/../bin/sh", figures(64<<20, 9<<20)) // a link, of the same file system
+	show("../bin/./sh", figures(64<<20, 9<<20))
+	show("../..", figures(64<<20, 9<<20))
 	show("/proc", fmt.Sprintf("[0 0 0 %d]", proc.Bsize))
 	show("/no/such", "No such file")
 	q.set("used", 15<<20)

@@ -248,12 +248,59 @@ func (a asker) descriptor(number int32) (int, error) {
 
 // walk opens a path of the asker's.
 func (a asker) walk(path string) (int, error) {
-	// An absolute path begins at the root, a relative one must stay below the
-	// working directory: from where ".." would lead only the asker knows.
-	from, scope := "root", uint64(unix.RESOLVE_IN_ROOT)
-	if path[0] != '/' {
-		from, scope = "cwd", unix.RESOLVE_BENEATH
+	if path[0] == '/' {
+		return a.walkFrom("root", path, unix.RESOLVE_IN_ROOT)
 	}
+	fd, err := a.walkFrom("cwd", path, unix.RESOLVE_BENEATH)
+	if !errors.Is(err, unix.EXDEV) && !errors.Is(err, unix.EAGAIN) {
+		return fd, err
+	}
+	// It may leave the working directory, which only an absolute path can.
+	if path, err = a.absolute(path); err != nil {
+		return -1, err
+	}
+	return a.walkFrom("root", path, unix.RESOLVE_IN_ROOT)
+}
+
+// absolute puts the working directory before a path. The kernel names it as
+// the asker's mount namespace has it, so it fails for askers in a root of their
+// own unless that leads to the same place, and for those on another mount.
+func (a asker) absolute(path string) (string, error) {
+	var b [unix.PathMax]byte
+	n, err := unix.Readlinkat(a.dir, "cwd", b[:])
+	if err != nil {
+		return "", err
+	}
+	name := string(b[:n])
+	root, err := unix.Openat(a.dir, "root", justPath, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(root)
+	if r, err := look(root); err != nil || r.dev != a.root {
+		return "", errElsewhere
+	}
+	named, err := unix.Openat2(root, name, &unix.OpenHow{Flags: justPath, Resolve: unix.RESOLVE_IN_ROOT | unix.RESOLVE_NO_XDEV})
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(named)
+	cwd, err := unix.Openat(a.dir, "cwd", justPath, 0)
+	if err != nil {
+		return "", err
+	}
+	defer unix.Close(cwd)
+	is, err := look(cwd)
+	if err != nil {
+		return "", err
+	}
+	if found, err := look(named); err != nil || found != is {
+		return "", errElsewhere
+	}
+	return name + "/" + path, nil
+}
+
+func (a asker) walkFrom(from, path string, scope uint64) (int, error) {
 	base, err := unix.Openat(a.dir, from, justPath|unix.O_DIRECTORY, 0)
 	if err != nil {
 		return -1, err
@@ -286,15 +333,15 @@ func (a asker) walk(path string) (int, error) {
 
 // seen is what look finds.
 type seen struct {
-	dev, mount uint64
-	dir        bool
+	dev, mount, inode uint64
+	dir               bool
 }
 
 // look tells what is known of an open path without asking whoever serves it.
 func look(fd int) (seen, error) {
 	var s unix.Statx_t
-	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_MNT_ID, &s)
-	return seen{unix.Mkdev(s.Dev_major, s.Dev_minor), s.Mnt_id, s.Mode&unix.S_IFMT == unix.S_IFDIR}, err
+	err := unix.Statx(fd, "", unix.AT_EMPTY_PATH|unix.AT_STATX_DONT_SYNC, unix.STATX_TYPE|unix.STATX_INO|unix.STATX_MNT_ID, &s)
+	return seen{unix.Mkdev(s.Dev_major, s.Dev_minor), s.Mnt_id, s.Ino, s.Mode&unix.S_IFMT == unix.S_IFDIR}, err
 }
 
 // rootDevice returns the device number of a process' root file system, or 0.

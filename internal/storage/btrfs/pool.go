@@ -81,11 +81,21 @@ func (p *btrfsPool) Create(_ context.Context, volume string, quota uint64) error
 		return &errs.Error{Op: "volume.create", Kind: errs.Conflict, Ref: ref,
 			Msg: path + " is there and is not a subvolume", Hint: "move it away"}
 	}
-	err := errors.Join(os.Chmod(path, 0o700), storage.Furnish(path))
+	err := errors.Join(hide(path), storage.Furnish(path))
 	if err == nil {
 		err = p.limit(path, quota)
 	}
 	return storage.Failed("volume.create", ref, err)
+}
+
+// hide keeps a volume from other users. A volume that is full takes no change,
+// not even one to what it is already.
+func hide(path string) error {
+	const mode = 0o700
+	if st, err := os.Stat(path); err != nil || st.Mode().Perm() == mode {
+		return err
+	}
+	return os.Chmod(path, mode)
 }
 
 // reserve is what must be free under a pool's file before another volume is
