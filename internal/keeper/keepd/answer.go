@@ -437,7 +437,7 @@ func (a asker) credentials() (credentials, error) {
 
 // parseCredentials reads proc_pid_status(5).
 func parseCredentials(text string) (c credentials, err error) {
-	found := 0
+	found := map[string]bool{}
 	for line := range strings.Lines(text) {
 		key, rest, _ := strings.Cut(line, ":")
 		f := strings.Fields(rest)
@@ -452,7 +452,7 @@ func parseCredentials(text string) (c credentials, err error) {
 			} else {
 				c.gid = uint32(id)
 			}
-			found++
+			found[key] = true
 		case key == "Groups":
 			for _, g := range f {
 				id, err := strconv.ParseUint(g, 10, 32)
@@ -461,17 +461,17 @@ func parseCredentials(text string) (c credentials, err error) {
 				}
 				c.groups = append(c.groups, uint32(id))
 			}
-			found++
+			found[key] = true
 		case key == "CapEff" && len(f) == 1:
 			caps, err := strconv.ParseUint(f[0], 16, 64)
 			if err != nil {
 				return c, err
 			}
 			c.searches = caps&(1<<unix.CAP_DAC_READ_SEARCH|1<<unix.CAP_DAC_OVERRIDE) != 0
-			found++
+			found[key] = true
 		}
 	}
-	if found != 4 {
+	if len(found) != 4 {
 		return c, errors.New("keeper: not a process status")
 	}
 	return c, nil

@@ -31,6 +31,9 @@ func (k *daemon) start(name string, p keeper.Program, input []int) error {
 	}
 	rec := keeper.Record{State: keeper.State{Name: name, Started: time.Now()}, Boot: k.boot, Console: p.Console, Log: p.Log, LogMax: p.LogMax, Quota: p.Quota}
 	s, err := k.launch(p, input)
+	if err != nil && p.Launcher {
+		k.reapLost()
+	}
 	if err == nil {
 		rec.Pid, rec.Ticks = s.pid, s.ticks
 		if p.Quota != nil {
