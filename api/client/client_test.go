@@ -95,7 +95,7 @@ func TestErrors(t *testing.T) {
 			w.WriteHeader(404)
 			json.NewEncoder(w).Encode(api.Error{Kind: api.KindNotFound, Ref: "guest/a", Detail: "does not exist"})
 		case "/v1/guests/proxy":
-			http.Error(w, "bad gateway", 502)
+			http.Error(w, "bad gateway", http.StatusBadGateway)
 		case "/v1/guests/forbidden":
 			w.WriteHeader(401)
 		case "/v1/guests/half":
