@@ -18,9 +18,47 @@ func cannot(g guest.Guest, what string) error {
 	return &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Msg: "its engine cannot " + what, Hint: "lodge host show"}
 }
 
+// attachTime is how long a daemon that has just started may take to find a
+// guest that an earlier one left running.
+const attachTime = 5 * time.Second
+
+// live connects to a guest that is up. Unlike machine it attaches nothing: that
+// is the reconciler's, which may be taking the guest down this moment.
+func (r *Reconciler) live(ctx context.Context, id string) (engine.Machine, guest.Guest, error) {
+	for deadline := r.Now().Add(attachTime); ; {
+		r.mu.Lock()
+		parts := r.attached[id].parts
+		r.mu.Unlock()
+		g, err := r.Guest(id)
+		if err != nil {
+			return nil, g, err
+		}
+		held, err := r.Keepers.Find(id)
+		if err != nil || held.State().Exit != nil {
+			return nil, g, &errs.Error{Kind: errs.Conflict, Ref: g.Key().String(), Msg: "is not running", Hint: "lodge start " + g.Name}
+		}
+		if parts != nil {
+			e, err := r.engine(g)
+			if err != nil {
+				return nil, g, err
+			}
+			m, err := e.Connect(ctx, g, *parts, held)
+			return m, g, err
+		}
+		if r.Now().After(deadline) {
+			return nil, g, &errs.Error{Kind: errs.Busy, Ref: g.Key().String(), Msg: "lodged has just started and does not know it yet", Hint: "try again in a moment"}
+		}
+		select {
+		case <-ctx.Done():
+			return nil, g, ctx.Err()
+		case <-time.After(10 * time.Millisecond):
+		}
+	}
+}
+
 // Exec runs a program inside a running guest.
 func (r *Reconciler) Exec(ctx context.Context, id string, req session.Request) (session.Session, error) {
-	m, g, err := r.machine(ctx, id)
+	m, g, err := r.live(ctx, id)
 	if err != nil {
 		return nil, err
 	}
@@ -37,7 +75,7 @@ func (r *Reconciler) Exec(ctx context.Context, id string, req session.Request) (
 
 // Pack writes a file or tree of a running guest as a tar stream.
 func (r *Reconciler) Pack(ctx context.Context, id, path string, w io.Writer) error {
-	m, g, err := r.machine(ctx, id)
+	m, g, err := r.live(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -51,7 +89,7 @@ func (r *Reconciler) Pack(ctx context.Context, id, path string, w io.Writer) err
 
 // Unpack makes what a tar stream holds below a directory of a running guest.
 func (r *Reconciler) Unpack(ctx context.Context, id, dir string, from io.Reader) error {
-	m, g, err := r.machine(ctx, id)
+	m, g, err := r.live(ctx, id)
 	if err != nil {
 		return err
 	}
@@ -66,7 +104,7 @@ func (r *Reconciler) Unpack(ctx context.Context, id, dir string, from io.Reader)
 // Usage returns what a running guest uses, and the bytes its writable layer
 // takes.
 func (r *Reconciler) Usage(ctx context.Context, id string) (guest.Usage, uint64, error) {
-	m, g, err := r.machine(ctx, id)
+	m, g, err := r.live(ctx, id)
 	if err != nil {
 		return guest.Usage{}, 0, err
 	}
@@ -89,7 +127,7 @@ func (r *Reconciler) Usage(ctx context.Context, id string) (guest.Usage, uint64,
 
 // Console attaches to a running guest's terminal.
 func (r *Reconciler) Console(ctx context.Context, id string) (keeper.Console, error) {
-	_, g, err := r.machine(ctx, id)
+	_, g, err := r.live(ctx, id)
 	if err != nil {
 		return nil, err
 	}
