@@ -51,7 +51,9 @@ const exitCodes = `The exit codes of lodge:
     7  the wait ran out; the work goes on
   130  interrupted
 
-lodge exec, shell and run end with the exit status of the guest's program.`
+lodge exec, shell and run end with the exit status of the guest's program: 127 if
+there is no such program in the guest, 126 if it cannot be run, 128 + N if signal
+N ended it.`
 
 // newRoot puts the nouns together.
 func newRoot(f *cli.Factory) *cobra.Command {

@@ -44,6 +44,21 @@ type Exit int
 
 func (e Exit) Error() string { return fmt.Sprintf("exit status %d", int(e)) }
 
+// CommandError says that a program could not be begun in a guest. It ends ours
+// with what a shell would: 127 for one that is not there, 126 otherwise.
+type CommandError struct{ Err *api.Error }
+
+func (e *CommandError) Error() string { return e.Err.Error() }
+func (e *CommandError) Unwrap() error { return e.Err }
+
+// Code is the exit code.
+func (e *CommandError) Code() int {
+	if e.Err.Kind == api.KindNotFound {
+		return 127
+	}
+	return 126
+}
+
 // PendingError says that the work goes on though we wait no longer.
 type PendingError struct {
 	Operation string // its id; empty when it was not told yet
@@ -86,6 +101,9 @@ func ExitCode(err error) int {
 	}
 	if e, ok := errors.AsType[Exit](err); ok {
 		return int(e)
+	}
+	if e, ok := errors.AsType[*CommandError](err); ok {
+		return e.Code()
 	}
 	if errors.Is(err, ErrInterrupted) {
 		return ExitInterrupted

@@ -189,6 +189,12 @@ func (n *Node) Store(ctx context.Context) (*store.Store, error) {
 	return store.NewEtcd(ctx, n.client, prefix, store.WithMaxOps(store.MaxOps), store.WithGuard(n.Space))
 }
 
+// LastStore is Store for whoever takes the host down: what is kept free for
+// such times may be used.
+func (n *Node) LastStore(ctx context.Context) (*store.Store, error) {
+	return store.NewEtcd(ctx, n.client, prefix, store.WithMaxOps(store.MaxOps))
+}
+
 // Space is an error of kind NoSpace when the disk under the records is so full
 // that nothing may be added.
 func (n *Node) Space() error {

@@ -47,6 +47,7 @@ const workers = 8
 // daemon is everything that is open while lodged runs.
 type daemon struct {
 	opt      Options
+	down     bool // it is there to take everything down
 	log      *slog.Logger
 	lock     *os.File
 	node     *cluster.Node
@@ -134,7 +135,11 @@ func (d *daemon) openStore(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	if d.store, err = d.node.Store(ctx); err != nil {
+	openStore := d.node.Store
+	if d.down {
+		openStore = d.node.LastStore
+	}
+	if d.store, err = openStore(ctx); err != nil {
 		return err
 	}
 	d.tables = tables.Open(d.store)

@@ -30,7 +30,7 @@ func Down(ctx context.Context, o Options, out io.Writer) error {
 	if err := endDaemon(ctx, o, out); err != nil {
 		return err
 	}
-	d := &daemon{opt: o, log: o.Log}
+	d := &daemon{opt: o, log: o.Log, down: true}
 	if err := d.open(ctx); err != nil {
 		return errors.Join(err, d.close())
 	}

@@ -77,8 +77,9 @@ func (d *daemon) serve(ctx context.Context) error {
 	defer os.Remove(d.opt.pidFile())
 	ended := make(chan error, 2)
 	go func() { ended <- d.runner.Run(ctx) }()
-	go func() { ended <- srv.Serve(ctx, listeners...) }()
 	go d.watchExits(ctx)
+	d.awaitParts(ctx)
+	go func() { ended <- srv.Serve(ctx, listeners...) }()
 	d.log.Info("lodged is up", "host", d.opt.Host, "socket", d.opt.Socket(), "https", d.opt.HTTPS, "cgroups", d.layout.Describe())
 	sdnotify.SdNotify(false, sdnotify.SdNotifyReady)
 	err = <-ended
@@ -92,6 +93,37 @@ func (d *daemon) serve(ctx context.Context) error {
 		return nil
 	}
 	return err
+}
+
+// awaitParts waits until pools and networks are open, so that the first request
+// after a start does not meet a guest whose parts are not there yet. Those who
+// ask meanwhile wait with it. It gives up soon: what has a problem says so.
+func (d *daemon) awaitParts(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(ctx, partsPatience)
+	defer cancel()
+	for !d.partsOpen() {
+		select {
+		case <-ctx.Done():
+			return
+		case <-time.After(5 * time.Millisecond):
+		}
+	}
+}
+
+const partsPatience = 2 * time.Second
+
+func (d *daemon) partsOpen() bool {
+	for _, p := range d.tables.Pools.List() {
+		if _, err := d.pools.Get(p.Name); err != nil && p.Status.Problem == nil && p.Deleting == nil {
+			return false
+		}
+	}
+	for _, n := range d.tables.Networks.List() {
+		if _, err := d.networks.Get(n.Name); err != nil && n.Status.Problem == nil && n.Deleting == nil {
+			return false
+		}
+	}
+	return true
 }
 
 // planAutostart gives the guests that went down with the host their turn to

@@ -20,6 +20,8 @@ func TestLife(t *testing.T) {
 	if r := s.try("exec", "web1", "--", "sh", "-c", "echo out; echo err >&2; exit 7"); r.code != 7 || r.out != "out\n" || r.err != "err\n" {
 		t.Errorf("exec: %+v", r)
 	}
+	s.refused(127, []string{"nosuch", "not found"}, "exec", "web1", "--", "nosuch")
+	s.refused(126, []string{"/etc"}, "exec", "web1", "--", "/etc")
 	s.lodge("pause", "web1")
 	if p := s.guest("web1").Phase; p != "paused" {
 		t.Errorf("after pause: %s", p)

@@ -98,10 +98,7 @@ func dirs(dir string) (names []string) {
 }
 
 func (s *server) leakedFiles(guests map[string]api.Guest) error {
-	var all []string
-	for _, dir := range dirs(s.path("data/guests")) {
-		all = append(all, dir)
-	}
+	all := dirs(s.path("data/guests"))
 	// A guest that was never prepared has no directory yet.
 	want := ids(guests, func(g api.Guest) bool { return slices.Contains(all, g.ID) || isUp(g) })
 	if err := same("guests' directories", all, want); err != nil {

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"context"
+	"errors"
 	"os"
 
 	"github.com/spf13/cobra"
@@ -99,6 +100,9 @@ func (o *execOptions) run(ctx context.Context, guest string) error {
 	}
 	defer s.Close()
 	code, err := attach(ctx, o.Factory, s, attachment{input: o.input, tty: o.ask.TTY})
+	if e, ok := errors.AsType[*api.Error](err); ok && e.Field == "argv" {
+		return &cli.CommandError{Err: e}
+	}
 	if err != nil {
 		return err
 	}

@@ -59,22 +59,23 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 			return 0, werr
 		}
 	}
-	return 0, err
+	return ensureAgain, err
 }
 
+// ensureAgain is how long another firewall that was started or loaded anew may
+// keep guests from the outside before Lodge's exceptions are in it again.
+const ensureAgain = time.Minute
+
 func (r *Reconciler) ensure(ctx context.Context, log *slog.Logger, rec tables.NetworkRecord) error {
-	f, err := r.Open.Get(rec.Name)
-	if err != nil || rec.Status.Generation != rec.Generation {
-		driver, err := r.driver(rec)
-		if err != nil {
-			return err
-		}
-		if old, open := r.Open.Take(rec.Name); open {
-			old.Close()
-		}
-		if f, err = driver.Ensure(ctx, rec.Name, rec.Spec); err != nil {
-			return err
-		}
+	driver, err := r.driver(rec)
+	if err != nil {
+		return err
+	}
+	f, err := driver.Ensure(ctx, rec.Name, rec.Spec)
+	if err != nil {
+		return err
+	}
+	if _, err := r.Open.Get(rec.Name); err != nil {
 		r.Open.Put(rec.Name, f)
 		log.Info("network is up", "network", rec.Name, "device", f.Device())
 	}
