@@ -21,10 +21,11 @@ for need in ${!purpose}; do
 	esac
 done
 
-if ! command -v go >/dev/null && [ -x /usr/local/go/bin/go ]; then
-	echo "deps: add /usr/local/go/bin to PATH" >&2
-	exit 1
-elif ! command -v go >/dev/null; then
+if ! command -v go >/dev/null; then
+	if [ -x /usr/local/go/bin/go ]; then
+		echo "deps: add /usr/local/go/bin to PATH" >&2
+		exit 1
+	fi
 	missing+=(golang-go)
 fi
 [ ${#missing[@]} -eq 0 ] && exit 0
@@ -38,7 +39,29 @@ echo "installing ${missing[*]}"
 log=$(mktemp)
 trap 'rm -f "$log"' EXIT
 export DEBIAN_FRONTEND=noninteractive
-if ! { apt-get update -qq && apt-get install -y -qq --no-install-recommends "${missing[@]}"; } >"$log" 2>&1; then
+
+# Debian 12's own Go cannot fetch the version that go.mod names; that of its
+# backports can. They are asked on the mirror that the host uses, and only now.
+from_backports() {
+	local site list
+	site=$(apt-get indextargets --format '$(SITE)' 'Created-By: Packages' 'Codename: bookworm' 'Component: main' | head -1)
+	[ -n "$site" ] || { echo "apt knows no mirror of Debian bookworm"; return 1; }
+	list=/etc/apt/sources.list.d/lodge-deps-$$.list
+	echo "deb $site bookworm-backports main" >"$list"
+	apt-get update -qq && apt-get install -y -qq --no-install-recommends -t bookworm-backports "$1" || { rm -f "$list"; return 1; }
+	rm -f "$list"
+	apt-get update -qq
+}
+
+install() {
+	apt-get update -qq || return 1
+	if [ "$(. /etc/os-release && echo "${VERSION_CODENAME:-}")" = bookworm ] && [[ " ${missing[*]} " == *" golang-go "* ]]; then
+		from_backports golang-go || return 1
+	fi
+	apt-get install -y -qq --no-install-recommends "${missing[@]}"
+}
+
+if ! install >"$log" 2>&1; then
 	tail -20 "$log" >&2
 	exit 1
 fi

@@ -64,6 +64,7 @@ type daemon struct {
 	runner   *reconcile.Runner
 	guests   *guests.Reconciler
 	making   *imagecontrol.Reconciler
+	receipts *operations.Reconciler
 }
 
 // open makes everything ready in order; what was opened before an error is
@@ -187,6 +188,7 @@ func (d *daemon) openReconcilers() (err error) {
 		Wake:    func(id string) { d.runner.Wake("images", id) },
 		Spooled: d.drivers.uploads.Discard,
 	})
+	d.receipts = operations.New(d.tables, time.Now)
 	for _, rec := range []reconcile.Reconciler{
 		&pools.Reconciler{Tables: d.tables, Drivers: d.drivers.pools, Open: d.pools, Dir: d.opt.poolDir(), Now: time.Now},
 		&networks.Reconciler{Tables: d.tables, Drivers: d.drivers.fabrics, Open: d.networks, Now: time.Now},
@@ -194,7 +196,7 @@ func (d *daemon) openReconcilers() (err error) {
 		d.making,
 		d.guests,
 		&forwards.Reconciler{Tables: d.tables, Open: d.networks, Now: time.Now},
-		operations.New(d.tables, time.Now),
+		d.receipts,
 	} {
 		if err := d.runner.Add(rec); err != nil {
 			return err

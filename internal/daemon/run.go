@@ -75,6 +75,7 @@ func (d *daemon) serve(ctx context.Context) error {
 		return err
 	}
 	defer os.Remove(d.opt.pidFile())
+	d.receipts.Ended = srv.Ended
 	ended := make(chan error, 2)
 	go func() { ended <- d.runner.Run(ctx) }()
 	go d.watchExits(ctx)

@@ -45,6 +45,10 @@ func (w *waiters) follow(ctx context.Context, t *store.Table[operation.Spec, ope
 	}
 }
 
+// Ended wakes those who wait for r, which has ended, a moment before the record
+// says so.
+func (s *Server) Ended(r tables.OperationRecord) { s.waiters.tell(r) }
+
 func (w *waiters) tell(r tables.OperationRecord) {
 	w.mu.Lock()
 	defer w.mu.Unlock()

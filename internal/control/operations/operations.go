@@ -35,6 +35,11 @@ const (
 // of them changed, so that the thousandth guest of one launch costs as little
 // as the first. What it remembers is rebuilt from the records after a restart.
 type Reconciler struct {
+	// Ended, if set before the first Reconcile, is told of each operation that
+	// ends, before its record says so: what it was about is durable already,
+	// and should the record not become so, it is judged again after a restart.
+	Ended func(tables.OperationRecord)
+
 	tables *tables.Tables
 	now    func() time.Time
 
@@ -109,6 +114,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ *slog.Logger, id string) (
 	next := Settle(op.Spec, op.Status, count, r.now())
 	if op.Status.State == "" && next.State == operation.Working && next.Problem == nil {
 		return 0, nil // what it reads as anyway: it would be one more write for every request
+	}
+	if next.State.Final() && r.Ended != nil {
+		op.Status = next
+		r.Ended(op)
 	}
 	if _, err := r.tables.Operations.SetStatus(ctx, id, func(s *operation.Status) error {
 		*s = next

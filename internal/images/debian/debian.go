@@ -42,8 +42,8 @@ func codenames() map[string]string {
 const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
 
 // Check says Invalid for a release or variant that isn't built, and
-// Unsupported when the host lacks a program.
-func (*Source) Check(spec image.Spec) error {
+// Unsupported when the host lacks a program, Debian's keys or a mirror.
+func (s *Source) Check(spec image.Spec) error {
 	if codenames()[spec.Release] == "" {
 		return errs.Bad("release", fmt.Sprintf("debian/%s is not built here", spec.Release), "use debian/12, debian/13 or debian/sid")
 	}
@@ -58,6 +58,12 @@ func (*Source) Check(spec image.Spec) error {
 		return &errs.Error{
 			Op: "image.build", Kind: errs.Unsupported, Msg: "this host lacks Debian's keys", Err: err,
 			Hint: "apt-get install debian-archive-keyring",
+		}
+	}
+	if readMirrors(s.apt, codenames()[spec.Release]) == nil {
+		return &errs.Error{
+			Op: "image.build", Kind: errs.Unsupported, Msg: "apt on this host knows no mirror of Debian",
+			Hint: "name one in " + s.apt + "/sources.list.d/debian.list: deb URL bookworm main",
 		}
 	}
 	return nil

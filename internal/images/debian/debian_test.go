@@ -33,8 +33,7 @@ func TestMirrors(t *testing.T) {
 		name, list, sources, codename string
 		want                          []mirror
 	}{
-		{"nothing of Debian", "deb http://archive.example/ubuntu noble main\n", "", "bookworm", []mirror{
-			{defaultMirror, "bookworm", "main"}, {defaultMirror, "bookworm-updates", "main"}, {defaultSecurity, "bookworm-security", "main"}}},
+		{"nothing of Debian", "deb http://archive.example/ubuntu noble main\n", "", "bookworm", nil},
 		{"one line, no updates", "# deb http://no.example/debian sid main\ndeb [arch=amd64] " + main + "/ bookworm main contrib\n", "", "trixie",
 			[]mirror{{main, "trixie", "main"}}},
 		{"stanzas", "", "Types: deb deb-src\n# old\nURIs: " + main + "\nSuites: bookworm\n bookworm-updates\nComponents: main\n\n" +

@@ -22,12 +22,6 @@ func (m mirror) signed() string {
 	return fmt.Sprintf("deb [signed-by=%s] %s %s %s", keyring, m.uri, m.suite, m.components)
 }
 
-// Debian's public mirror, for hosts whose apt says nothing of Debian.
-const (
-	defaultMirror   = "http://deb.debian.org/debian"
-	defaultSecurity = "http://deb.debian.org/debian-security"
-)
-
 // entry is one source of the host's configuration.
 type entry struct {
 	uri, suite string
@@ -41,7 +35,8 @@ func (e entry) vendor() bool { return e.keys != "" && !strings.Contains(e.keys, 
 
 // readMirrors says where the packages of a codename come from: the mirrors
 // that the host uses for its own Debian, with the suite exchanged. The updates
-// and security suites are taken if the host takes its own; sid has neither.
+// and security suites are taken if the host takes its own; sid has neither. A
+// host whose apt says nothing of Debian has none.
 func readMirrors(etcApt, codename string) []mirror {
 	var entries []entry
 	if b, err := os.ReadFile(filepath.Join(etcApt, "sources.list")); err == nil {
@@ -84,7 +79,7 @@ func choose(entries []entry, codename string) []mirror {
 		}
 	}
 	if base == "" {
-		base, updates, security = defaultMirror, defaultMirror, defaultSecurity
+		return nil
 	}
 	mirrors := []mirror{{base, codename, "main"}}
 	if codename == "sid" {

@@ -63,6 +63,9 @@ var errOther = errors.New("another keeper runs")
 // setUp makes a keeper that listens, anew or out of what a former version
 // handed over.
 func setUp(dir string, resume int, log *slog.Logger) (*daemon, error) {
+	if err := unignore(); err != nil {
+		return nil, err
+	}
 	if err := setOOM(oomScore); err != nil {
 		log.Warn("keeper may be killed when memory runs out", "err", err)
 	}
