@@ -2,6 +2,7 @@ package e2e
 
 import (
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 	"strings"
@@ -58,6 +59,7 @@ func TestMakeUp(t *testing.T) {
 	if r := lodge("exec", "web1", "--", "ping", "-c1", "-W5", "db1"); r.code != 0 {
 		t.Errorf("web1 does not reach db1 by name: %s%s", r.out, r.err)
 	}
+	cloudInit(t, dir, lodge)
 	if again := runIn(t, env, nil, root+"/scripts/up.sh"); again.code != 0 {
 		t.Errorf("a second make up: %d\n%s%s", again.code, again.out, again.err)
 	}
@@ -72,6 +74,33 @@ func TestMakeUp(t *testing.T) {
 	var all []api.Guest
 	if err := json.Unmarshal([]byte(lodge("ls", "-o", "json").out), &all); err != nil || len(all) != 3 {
 		t.Errorf("after make up, down, up: %d guests, %v", len(all), err)
+	}
+}
+
+// cloudInit launches a guest with user data and checks that cloud-init did what
+// they say, once, in a guest that is otherwise as healthy as any.
+func cloudInit(t *testing.T, dir string, lodge func(args ...string) result) {
+	t.Helper()
+	file := filepath.Join(dir, "user-data")
+	text := "#cloud-config\nusers: [{name: ada, shell: /bin/bash}]\nwrite_files: [{path: /etc/greeting, content: hello}]\nruncmd: [[touch, /root/ran]]\n"
+	if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	if r := lodge("launch", "debian/12", "seeded", "--cloud-init", file); r.code != 0 {
+		t.Fatalf("launch with user data: %s", r.err)
+	}
+	until(t, "cloud-init is done", func() error {
+		if r := lodge("exec", "seeded", "--", "test", "-e", "/run/cloud-init/result.json"); r.code != 0 {
+			return errors.New(r.err)
+		}
+		return nil
+	})
+	r := lodge("exec", "seeded", "--", "sh", "-c", "id -un ada; cat /etc/greeting; test -e /root/ran && echo; hostname; systemctl is-system-running --wait")
+	if want := "ada\nhello\nseeded\nrunning\n"; r.out != want {
+		t.Errorf("cloud-init made %q, want %q; %s", r.out, want, lodge("exec", "seeded", "--", "cloud-init", "status", "--long").out)
+	}
+	if r := lodge("rm", "-f", "seeded"); r.code != 0 {
+		t.Errorf("rm: %s", r.err)
 	}
 }
 

@@ -51,25 +51,8 @@ func newLs(f *cli.Factory) *cobra.Command {
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "show FORWARD", Short: "Show all about a port forward", Example: "  lodge forward show tcp-8080",
-		Args:              cli.Named("FORWARD"),
-		ValidArgsFunction: f.Complete(1, cli.ForwardNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			w, err := c.Forward(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return f.PrintObject(&output, w)
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	return cli.ShowCommand(f, "show FORWARD", "Show all about a port forward",
+		"  lodge forward show tcp-8080", cli.ForwardNames, (*client.Client).Forward)
 }
 
 func newAdd(f *cli.Factory) *cobra.Command {

@@ -93,26 +93,8 @@ func short(digest string) string {
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "show IMAGE", Short: "Show all about an image", Aliases: []string{"inspect"},
-		Example:           "  lodge image show debian/12\n  lodge image show debian/12 -o json",
-		Args:              cli.Named("IMAGE"),
-		ValidArgsFunction: f.Complete(1, cli.ImageNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			i, err := c.Image(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return f.PrintObject(&output, i)
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	return cli.ShowCommand(f, "show IMAGE", "Show all about an image",
+		"  lodge image show debian/12\n  lodge image show debian/12 -o json", cli.ImageNames, (*client.Client).Image)
 }
 
 func newRm(f *cli.Factory) *cobra.Command {

@@ -49,25 +49,8 @@ func newLs(f *cli.Factory) *cobra.Command {
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "show NETWORK", Short: "Show all about a network", Example: "  lodge network show default",
-		Args:              cli.Named("NETWORK"),
-		ValidArgsFunction: f.Complete(1, cli.NetworkNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			n, err := c.Network(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return f.PrintObject(&output, n)
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	return cli.ShowCommand(f, "show NETWORK", "Show all about a network",
+		"  lodge network show default", cli.NetworkNames, (*client.Client).Network)
 }
 
 func newCreate(f *cli.Factory) *cobra.Command {

@@ -2,12 +2,14 @@
 package op
 
 import (
+	"context"
 	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"lodge/api"
+	"lodge/api/client"
 	"lodge/internal/cli"
 )
 
@@ -61,25 +63,10 @@ func row(o api.Operation, now time.Time) []string {
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "show ID", Short: "Show all about an operation", Example: "  lodge op show 01JD3Z",
-		Args:              cli.Named("ID"),
-		ValidArgsFunction: f.Complete(1, cli.OperationIDs),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			o, err := c.Operation(cmd.Context(), args[0], 0)
-			if err != nil {
-				return err
-			}
-			return f.PrintObject(&output, o)
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	return cli.ShowCommand(f, "show ID", "Show all about an operation",
+		"  lodge op show 01JD3Z", cli.OperationIDs, func(c *client.Client, ctx context.Context, id string) (api.Operation, error) {
+			return c.Operation(ctx, id, 0)
+		})
 }
 
 func newWait(f *cli.Factory) *cobra.Command {

@@ -46,25 +46,8 @@ func newLs(f *cli.Factory) *cobra.Command {
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "show POOL", Short: "Show all about a pool", Example: "  lodge pool show default",
-		Args:              cli.Named("POOL"),
-		ValidArgsFunction: f.Complete(1, cli.PoolNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			p, err := c.Pool(cmd.Context(), args[0])
-			if err != nil {
-				return err
-			}
-			return f.PrintObject(&output, p)
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	return cli.ShowCommand(f, "show POOL", "Show all about a pool",
+		"  lodge pool show default", cli.PoolNames, (*client.Client).Pool)
 }
 
 func newCreate(f *cli.Factory) *cobra.Command {

@@ -5,6 +5,7 @@ package forwards
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"time"
@@ -94,14 +95,17 @@ func (r *Reconciler) Reconcile(ctx context.Context, _ *slog.Logger, _ string) (t
 }
 
 func (r *Reconciler) report(ctx context.Context, rec tables.ForwardRecord, active bool, err error) error {
-	_, werr := r.Tables.Forwards.SetStatus(ctx, rec.ID, func(s *forward.Status) error {
-		if err != nil {
-			s.Active, s.Problem = false, model.ProblemOf(err, r.Now(), s.Problem)
-			if !errs.KindOf(err).Retry() {
-				s.Generation = rec.Generation
-			}
-			return nil
+	if err != nil {
+		werr := control.Remark(ctx, r.Tables.Forwards, rec, err, r.Now(), func(s *forward.Status) (**model.Problem, *int64) {
+			s.Active = false
+			return &s.Problem, &s.Generation
+		})
+		if errors.Is(werr, err) {
+			return nil // it is told to the runner once for all
 		}
+		return werr
+	}
+	_, werr := r.Tables.Forwards.SetStatus(ctx, rec.ID, func(s *forward.Status) error {
 		*s = forward.Status{Generation: rec.Generation, Active: active}
 		return nil
 	})

@@ -21,7 +21,6 @@ import (
 	"lodge/internal/model/network"
 	"lodge/internal/reconcile"
 	"lodge/internal/storage"
-	"lodge/internal/store"
 	"lodge/internal/store/tables"
 )
 
@@ -271,4 +270,3 @@ func (r *Reconciler) Guest(id string) (guest.Guest, error) {
 }
 
 var _ reconcile.Reconciler = (*Reconciler)(nil)
-var _ *store.Table[guest.Spec, guest.Status]

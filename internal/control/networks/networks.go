@@ -48,18 +48,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 		err = r.ensure(ctx, log, rec)
 	}
 	if err != nil {
-		_, werr := r.Tables.Networks.SetStatus(ctx, id, func(s *network.Status) error {
-			s.Ready, s.Problem = false, model.ProblemOf(err, r.Now(), s.Problem)
-			if !errs.KindOf(err).Retry() {
-				s.Generation = rec.Generation
-			}
-			return nil
+		return 0, control.Remark(ctx, r.Tables.Networks, rec, err, r.Now(), func(s *network.Status) (**model.Problem, *int64) {
+			s.Ready = false
+			return &s.Problem, &s.Generation
 		})
-		if werr != nil {
-			return 0, werr
-		}
 	}
-	return ensureAgain, err
+	return ensureAgain, nil
 }
 
 // ensureAgain is how long another firewall that was started or loaded anew may

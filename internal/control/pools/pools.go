@@ -49,18 +49,12 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 		err = r.open(ctx, log, rec)
 	}
 	if err != nil {
-		_, werr := r.Tables.Pools.SetStatus(ctx, id, func(s *pool.Status) error {
-			s.Ready, s.Problem = false, model.ProblemOf(err, r.Now(), s.Problem)
-			if !errs.KindOf(err).Retry() {
-				s.Generation = rec.Generation
-			}
-			return nil
+		return 0, control.Remark(ctx, r.Tables.Pools, rec, err, r.Now(), func(s *pool.Status) (**model.Problem, *int64) {
+			s.Ready = false
+			return &s.Problem, &s.Generation
 		})
-		if werr != nil {
-			return 0, werr
-		}
 	}
-	return 0, err
+	return 0, nil
 }
 
 func (r *Reconciler) open(ctx context.Context, log *slog.Logger, rec tables.PoolRecord) error {
