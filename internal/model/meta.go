@@ -41,6 +41,7 @@ type Problem struct {
 	Hint     string    `json:"hint,omitempty"`
 	Since    time.Time `json:"since"`
 	Attempts int       `json:"attempts"`
+	Final    bool      `json:"final,omitempty"` // nobody tries again by themselves, whatever the code says
 }
 
 // ProblemOf turns an error into what a person is shown beside the phase. The

@@ -66,7 +66,7 @@ func TestBadRequests(t *testing.T) {
 		{"unknown operation", 3, []string{"nosuch"}, []string{"op", "show", "nosuch"}},
 		{"unknown label form", 2, []string{"label"}, []string{"launch", "busybox", "bad", "--label", "x y"}},
 		{"no program", 2, []string{"COMMAND"}, []string{"exec", "taken"}},
-		{"program that is not there", 3, []string{"nosuchprogram"}, []string{"exec", "taken", "--", "nosuchprogram"}},
+		{"program that is not there", 127, []string{"nosuchprogram"}, []string{"exec", "taken", "--", "nosuchprogram"}},
 		{"unknown user", 3, []string{"user", "nosuch"}, []string{"exec", "--user", "nosuch", "taken", "--", "true"}},
 		{"unknown directory", 3, []string{"/nosuch"}, []string{"exec", "--cwd", "/nosuch", "taken", "--", "true"}},
 		{"file that is not there", 3, []string{"/nosuch"}, []string{"cp", "taken:/nosuch", "/tmp"}},

@@ -148,7 +148,7 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *buil
 	_, err := r.Tables.Images.SetStatus(ctx, rec.ID, func(s *image.Status) error {
 		if b.err != nil {
 			s.Problem = model.ProblemOf(b.err, now, s.Problem)
-			if !goesOn(b.err) {
+			if s.Problem.Final = !goesOn(b.err); s.Problem.Final {
 				s.Generation = rec.Generation
 			}
 			return nil

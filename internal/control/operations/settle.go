@@ -36,7 +36,7 @@ func Judge(s operation.Subject, a Answer, now time.Time) (Verdict, *model.Proble
 		return Answered, nil
 	case !a.Found:
 		return Refused, &model.Problem{Code: errs.NotFound.String(), Message: s.String() + " was removed meanwhile", Since: now, Attempts: 1}
-	case a.Problem != nil && a.Generation >= s.Generation && !errs.ParseKind(a.Problem.Code).Retry():
+	case a.Problem != nil && a.Generation >= s.Generation && final(a.Problem):
 		return Refused, a.Problem
 	case a.Problem != nil:
 		return Waiting, a.Problem
@@ -47,6 +47,9 @@ func Judge(s operation.Subject, a Answer, now time.Time) (Verdict, *model.Proble
 	}
 	return Waiting, nil
 }
+
+// final reports whether p does not pass by itself.
+func final(p *model.Problem) bool { return p.Final || !errs.ParseKind(p.Code).Retry() }
 
 // Count is how the subjects of one operation stand.
 type Count struct {

@@ -386,6 +386,7 @@ func (m *Machine) failure(x entry, said string) error {
 	switch errno := unix.Errno(n); {
 	case what == whatRun && errno == unix.ENOENT:
 		e.Kind, e.Field, e.Msg = errs.NotFound, "argv", x.argv[0]+": not found in guest"
+		e.Hint = "install it in the guest, or give its full path"
 	case what == whatRun:
 		e.Kind, e.Field, e.Msg = errs.Denied, "argv", x.argv[0]+": "+why
 	case what == whatDir:
