@@ -34,6 +34,7 @@ type daemon struct {
 	gate sync.RWMutex
 	// forking guards the process' own OOM score, which children inherit.
 	forking sync.Mutex
+	spared  bool // that score is lowered, and must not be for children; set before serving
 
 	mu       sync.Mutex
 	programs map[string]*program

@@ -66,9 +66,20 @@ func setUp(dir string, resume int, log *slog.Logger) (*daemon, error) {
 	if err := unignore(); err != nil {
 		return nil, err
 	}
-	if err := setOOM(oomScore); err != nil {
-		log.Warn("keeper may be killed when memory runs out", "err", err)
+	spared := setOOM(oomScore)
+	if spared != nil {
+		log.Warn("keeper may be killed when memory runs out", "err", spared)
+		_ = setOOM(0) // what we inherited is not for guests; a score may always be raised
 	}
+	k, err := begin(dir, resume, log)
+	if err == nil {
+		k.spared = spared == nil
+	}
+	return k, err
+}
+
+// begin makes the keeper that setUp returns.
+func begin(dir string, resume int, log *slog.Logger) (*daemon, error) {
 	if resume >= 0 {
 		return takeOver(dir, resume, log)
 	}

@@ -148,10 +148,12 @@ func files(stdio int, input []int, answer int) []uintptr {
 // ours is 0 for the moment of the copy. The process shares our memory until it
 // executes p, hence the size of ours does not matter.
 func (k *daemon) fork(p keeper.Program, files []uintptr, sys *syscall.SysProcAttr) (int, error) {
-	k.forking.Lock()
-	defer k.forking.Unlock()
-	_ = setOOM(0) // when it could not be lowered, it need not be raised
-	defer func() { _ = setOOM(oomScore) }()
+	if k.spared {
+		k.forking.Lock()
+		defer k.forking.Unlock()
+		_ = setOOM(0) // a score may always be raised
+		defer func() { _ = setOOM(oomScore) }()
+	}
 	dir := p.Dir
 	if dir == "" {
 		dir = "/"
