@@ -56,6 +56,24 @@ func TestLimits(t *testing.T) {
 		}
 		s.lodge("set", "g", "--memory", "64MiB")
 	})
+	t.Run("disk traffic", func(t *testing.T) {
+		writes := func() string { return s.group(g.ID, "blkio.throttle.write_bps_device", "io.max") }
+		if w := writes(); w != "" {
+			t.Errorf("at first: %q", w)
+		}
+		s.lodge("set", "g", "--io-write", "8MiB")
+		if w := writes(); !strings.Contains(w, fmt.Sprint(8<<20)) {
+			t.Errorf("after set: %q", w)
+		}
+		before := time.Now()
+		s.lodge("exec", "g", "--", "dd", "if=/dev/zero", "of=/root/slow", "bs=1M", "count=16", "oflag=direct", "conv=fsync")
+		t.Logf("16 MiB at 8 MiB a second took %v", time.Since(before).Round(time.Millisecond))
+		s.lodge("set", "g", "--io-write", "0")
+		if w := writes(); w != "" {
+			t.Errorf("after it was taken away: %q", w)
+		}
+		s.lodge("exec", "g", "--", "rm", "/root/slow")
+	})
 	t.Run("processors", func(t *testing.T) {
 		quota := func() float64 {
 			fields := strings.Fields(s.group(g.ID, "cpu.cfs_quota_us", "cpu.max"))

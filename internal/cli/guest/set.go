@@ -24,12 +24,13 @@ func newSet(f *cli.Factory) *cobra.Command {
 	o := &setOptions{Factory: f}
 	cmd := &cobra.Command{
 		Use: "set GUEST…", Short: "Change guests",
-		Long: `Change what is given and leave the rest. Processors, weight, memory, swap, disk
-and processes change at once in a running guest; the rest with its next start.
+		Long: `Change what is given and leave the rest. Processors, weight, memory, swap, disk,
+processes and IO change at once in a running guest; the rest with its next start.
 --env, --label and --publish replace all of theirs; given once and empty
 (--publish "") they take all away.`,
 		Example: `  lodge set web1 --memory 1GiB --cpus 2
   lodge set web1 --publish 8080:80 --publish 8443:443
+  lodge set db1 --io-write 20MiB --io-write-ops 500
   lodge set db1 --autostart --autostart-order 1`,
 		ValidArgsFunction: completeGuests(f),
 		Args:              cli.Args(cobra.MinimumNArgs(1)),
@@ -66,7 +67,7 @@ func (o *setOptions) read(cmd *cobra.Command) error {
 		MemoryBytes: o.memory.Value, SwapBytes: o.swap.Value, DiskBytes: o.disk.Value,
 		Processes: given(cmd, "processes", o.processes), StopTimeout: o.timeout.Value,
 		Restart: given(cmd, "restart", o.restart.Value), Autostart: o.autostartSpec(cmd),
-		Publish: given(cmd, "publish", filled(o.publish)),
+		Publish: given(cmd, "publish", filled(o.publish)), IO: o.io.limits(cmd),
 	}
 	env, err := pairs(cmd, "env", filled(o.env), os.LookupEnv)
 	if err != nil {

@@ -21,6 +21,7 @@ type specFlags struct {
 	swap      cli.SizeFlag
 	disk      cli.SizeFlag
 	processes int64
+	io        ioFlags
 	pool      string
 	networks  []string
 	publish   []string
@@ -68,6 +69,7 @@ func (s *specFlags) limits(cmd *cobra.Command) {
 	fl.Var(&s.swap, "swap", "swap space")
 	fl.Var(&s.disk, "disk", "quota of the writable layer; 0 is none (default 10GiB)")
 	fl.Int64Var(&s.processes, "processes", 4096, "processes and threads at most")
+	s.io.flags(cmd)
 }
 
 func (s *specFlags) autostartFlags(cmd *cobra.Command) {
@@ -85,6 +87,7 @@ func (s *specFlags) spec(cmd *cobra.Command) (api.GuestSpec, error) {
 		Ephemeral: s.ephemeral, StopTimeout: s.timeout.Value,
 		CPUs: given(cmd, "cpus", s.cpus), CPUWeight: given(cmd, "cpu-weight", s.weight),
 		Processes: given(cmd, "processes", s.processes), Autostart: s.autostartSpec(cmd),
+		IO: s.io.limits(cmd),
 	}
 	var err error
 	if g.Labels, err = pairs(cmd, "label", s.labels, nil); err != nil {

@@ -12,7 +12,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
@@ -134,12 +133,7 @@ func (m *Machine) Close() error { return nil }
 
 // Resize changes the guest's limits while it runs.
 func (m *Machine) Resize(_ context.Context, spec guest.Spec) error {
-	if spec.Processes == 0 {
-		spec.Processes = guest.DefaultProcesses
-	}
-	l := cgroup.Limits{CPUs: spec.CPUs, CPUWeight: spec.CPUWeight, Memory: spec.Memory, Swap: spec.Swap,
-		Processes: spec.Processes, IO: cgroup.IO(spec.IO)}
-	if err := m.e.o.Tree.Set(m.parts.Cgroup, l); err != nil {
+	if err := m.e.o.Tree.Set(m.parts.Cgroup, engine.Limits(spec, m.parts.Root.Disk)); err != nil {
 		return fmt.Errorf("limits of %s: %w", m.g.Name, err)
 	}
 	return nil
