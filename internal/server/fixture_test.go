@@ -75,7 +75,6 @@ func newHouse(t *testing.T) *house {
 	served := make(chan error, 1)
 	go func() { served <- h.Serve(ctx, l) }()
 	settled := make(chan struct{})
-	go func() { defer close(settled); h.settle(ctx) }()
 	h.client = &http.Client{Transport: &http.Transport{DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", h.socket)
 	}}}
@@ -89,6 +88,8 @@ func newHouse(t *testing.T) *house {
 		s.Close()
 	})
 	h.stock(door)
+	go func() { defer close(settled); h.settle(ctx) }()
+	h.settled()
 	return h
 }
 
@@ -139,19 +140,29 @@ func (h *house) stock(door *admission.Door) {
 }
 
 func (h *house) settle(ctx context.Context) {
-	for c, err := range h.Tables.Operations.Watch(ctx, h.Store.Rev()) {
-		end := h.ends.Load()
-		if err != nil || c.Deleted || c.Status.State.Final() || end == nil {
-			continue
+	from := h.Store.Rev()
+	for _, op := range h.Tables.Operations.List() {
+		h.endOperation(ctx, op)
+	}
+	for c, err := range h.Tables.Operations.Watch(ctx, from) {
+		if err == nil && !c.Deleted {
+			h.endOperation(ctx, c.Record)
 		}
-		now := time.Now()
-		if _, err := h.Tables.Operations.SetStatus(ctx, c.ID, func(s *operation.Status) error {
-			*s = *end
-			s.Ended = &now
-			return nil
-		}); err != nil && ctx.Err() == nil {
-			h.Error(err)
-		}
+	}
+}
+
+func (h *house) endOperation(ctx context.Context, op tables.OperationRecord) {
+	end := h.ends.Load()
+	if op.Status.State.Final() || end == nil {
+		return
+	}
+	now := time.Now()
+	if _, err := h.Tables.Operations.SetStatus(ctx, op.ID, func(s *operation.Status) error {
+		*s = *end
+		s.Ended = &now
+		return nil
+	}); err != nil && ctx.Err() == nil {
+		h.Error(err)
 	}
 }
 

@@ -8,15 +8,18 @@ import (
 	"io"
 	"net/http"
 	"os"
+	"slices"
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/coder/websocket"
 
 	"lodge/api"
 	"lodge/internal/model"
 	"lodge/internal/model/operation"
+	"lodge/internal/store/tables"
 )
 
 func (h *house) dial(path string) *websocket.Conn {
@@ -228,8 +231,22 @@ func (h *house) events(query string, header ...string) (next func() api.Event, s
 	}, func() { cancel(); resp.Body.Close() }
 }
 
+// settled returns once every operation so far has ended and its record says so:
+// the house ends them beside the test.
+func (h *house) settled() {
+	h.Helper()
+	open := func(op tables.OperationRecord) bool { return !op.Status.State.Final() }
+	for deadline := time.Now().Add(10 * time.Second); slices.ContainsFunc(h.Tables.Operations.List(), open); {
+		if time.Now().After(deadline) {
+			h.Fatal("operations do not end")
+		}
+		time.Sleep(time.Millisecond)
+	}
+}
+
 func TestEvents(t *testing.T) {
 	h := newHouse(t)
+	h.settled()
 	h.ends.Store(nil)
 	since := int64(h.Store.Rev())
 	next, stop := h.events("?since=" + strconv.FormatInt(since, 10))
