@@ -32,6 +32,7 @@ var impure = []string{"context", "crypto/rand", "io", "log", "log/slog", "math/r
 // line. Names that are also ordinary words are left out.
 var drivers = map[string]string{
 	"oslevel": "internal/engine/oslevel",
+	"uml":     "internal/engine/uml",
 	"btrfs":   "internal/storage/btrfs",
 }
 

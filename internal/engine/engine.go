@@ -40,6 +40,30 @@ type Parts struct {
 	Cgroup string // the guest's group, as base/cgroup names it; exists, with its limits set
 	Image  image.Info
 	IDBase uint32 // first of the 65,536 user and group ids that are the guest's own
+	CPUSet []int  // processors of the host that the guest is to run on; nil: all
+
+	Kernel Kernel // for engines whose guests have a kernel of their own
+	Disks  []Disk // further disks and optical discs, in the order that the guest sees them
+	Memory string // folder with a saved memory image that the guest goes on from, or ""
+}
+
+// Kernel is what a guest with a kernel of its own boots.
+type Kernel struct {
+	Name    string   // as kernels are listed: "linux/debian-12"
+	Version string   // of the kernel: "6.1.0-44-cloud-amd64"
+	Path    string   // file of the host
+	Initrd  string   // file of the host: the agent as /init, and the modules it loads
+	Support []string // files of the host that the kernel needs to run as a program: its loader first, then libraries
+}
+
+// Disk is a further disk of a guest.
+type Disk struct {
+	Name     string // unique in the guest; its serial number there: "data"
+	Path     string // file of the host
+	Format   string // "raw", "qcow2"
+	ReadOnly bool
+	Optical  bool
+	Boot     int // order in which firmware tries it, from 1; 0: not at all
 }
 
 // Root is what the guest's root tree is made of.
@@ -54,6 +78,13 @@ type Root struct {
 	// where the storage has none.
 	Used  []string
 	Limit string
+
+	// For engines that take disks instead of trees (guest.Volume):
+	Base   string // the image's EROFS file, read-only
+	Volume string // the ext4 file with the guest's "upper" and "work"
+
+	// For guests that boot a disk of their own (guest.Disk):
+	Own *Disk // writable; nil for guests of root-tree images
 }
 
 // NIC is one network card as the network's driver made it ready.
@@ -84,7 +115,9 @@ type Machine interface {
 
 // Probe is what a look at a running guest shows.
 type Probe struct {
-	Paused bool
+	Paused  bool
+	Ready   bool   // the guest's own init says it is up; engines that cannot know say true
+	Trouble string // what the guest suffers from though it runs ("kernel panic: ..."), in words for a person
 }
 
 // What a machine may also be. Info.Can must agree with these; enginetest
@@ -117,23 +150,82 @@ type (
 	Meter interface {
 		Usage(ctx context.Context) (guest.Usage, error)
 	}
+	// Plugger changes the devices of a running guest.
+	Plugger interface {
+		PlugDisk(ctx context.Context, d Disk) error
+		UnplugDisk(ctx context.Context, name string) error
+		PlugNIC(ctx context.Context, n NIC) error
+		UnplugNIC(ctx context.Context, name string) error
+	}
+	// Saver writes a guest's memory and devices to an existing folder, from
+	// which Parts.Memory continues it. The guest must be paused, and stays so.
+	Saver interface {
+		Save(ctx context.Context, dir string) error
+	}
+	// Screener is a guest with a screen and a keyboard.
+	Screener interface {
+		// Screenshot writes the screen as a PNG file.
+		Screenshot(ctx context.Context, w io.Writer) error
+		// SendKeys presses keys together, by QEMU's names: "ctrl", "alt", "delete".
+		SendKeys(ctx context.Context, keys []string) error
+		// Display connects to the screen by the RFB protocol (RFC 6143).
+		Display(ctx context.Context) (io.ReadWriteCloser, error)
+	}
+	// Debugger does what a person wants of a guest that hangs: one of
+	// Info.Debugs. What it finds goes to w.
+	Debugger interface {
+		Debug(ctx context.Context, what string, w io.Writer) error
+	}
+	// Quiescer brings a guest's file systems to rest for a snapshot, for at
+	// most a few seconds, until release is called.
+	Quiescer interface {
+		Quiesce(ctx context.Context) (release func() error, err error)
+	}
+	// Renewer gives a guest that was copied from another while it ran an
+	// identity of its own: that of the record it was connected with.
+	Renewer interface {
+		Renew(ctx context.Context) error
+	}
 )
+
+// Ender is what an engine also is whose programs do not end as their guests do.
+type Ender interface {
+	// Ended tells how the guest ended, from how its program did and from what
+	// it left behind: an exit by SIGHUP is a reboot that the guest wanted, one
+	// by SIGINT a power-off (as reboot(2) says it). last is what a person is
+	// to be shown of it, such as the last lines of the console; may be "".
+	Ended(g guest.Guest, parts Parts, e keeper.Exit) (is keeper.Exit, last string)
+}
 
 // Info is what an engine can do on this host.
 type Info struct {
 	Name    string
 	Model   guest.Model
 	Version string
-	Missing string // why it cannot run here, or empty
-	Hint    string // what would cure that
+	Missing string     // why it cannot run here, or empty
+	Hint    string     // what would cure that
+	Form    guest.Form // of the writable layer that its guests run on
+	Kernel  string     // kind of kernel that its guests boot: "linux", "um"; "" for the host's own
+	Facts   []Fact     // what a person may want to know of it
+	Debugs  []string   // what Debugger takes
 	Can     Can
 }
 
+// Fact is one thing worth knowing of an engine: "acceleration", "tcg: ...".
+type Fact struct{ Name, Value string }
+
 // Can is what the API, the CLI and the web page are shown.
 type Can struct {
-	Pause  bool `json:"pause"`
-	Resize bool `json:"resize"`
-	Exec   bool `json:"exec"`
-	Files  bool `json:"files"`
-	Usage  bool `json:"usage"`
+	Pause   bool `json:"pause"`
+	Resize  bool `json:"resize"`
+	Exec    bool `json:"exec"`
+	Files   bool `json:"files"`
+	Usage   bool `json:"usage"`
+	Plug    bool `json:"plug"`   // disks and network cards while it runs
+	Save    bool `json:"save"`   // memory to disk and back; snapshots with memory, running clones
+	Screen  bool `json:"screen"` // screenshot, keys, VNC
+	Debug   bool `json:"debug"`
+	Quiesce bool `json:"quiesce"`
+	Renew   bool `json:"renew"`
+	Disk    bool `json:"disk"` // boots guests from disks of their own
 }

@@ -162,14 +162,27 @@ func info(t *testing.T, h Harness) {
 		t.Fatalf("the engine says it cannot run here: %s", i.Missing)
 	}
 	m := h.boot(t, guest.Spec{}).m
-	_, pause := m.(engine.Pauser)
-	_, resize := m.(engine.Resizer)
-	_, exec := m.(engine.Execer)
-	_, files := m.(engine.Filer)
-	_, usage := m.(engine.Meter)
-	if is := (engine.Can{Pause: pause, Resize: resize, Exec: exec, Files: files, Usage: usage}); is != i.Can {
+	if is := abilities(m, i.Can.Disk); is != i.Can {
 		t.Errorf("the engine says it can %+v, its machines can %+v", i.Can, is)
 	}
+}
+
+// abilities is what a machine can, seen by what it is. Whether its engine boots
+// disks cannot be seen.
+func abilities(m engine.Machine, disk bool) engine.Can {
+	is := engine.Can{Disk: disk}
+	_, is.Pause = m.(engine.Pauser)
+	_, is.Resize = m.(engine.Resizer)
+	_, is.Exec = m.(engine.Execer)
+	_, is.Files = m.(engine.Filer)
+	_, is.Usage = m.(engine.Meter)
+	_, is.Plug = m.(engine.Plugger)
+	_, is.Save = m.(engine.Saver)
+	_, is.Screen = m.(engine.Screener)
+	_, is.Debug = m.(engine.Debugger)
+	_, is.Quiesce = m.(engine.Quiescer)
+	_, is.Renew = m.(engine.Renewer)
+	return is
 }
 
 func program(t *testing.T, h Harness) {

@@ -38,7 +38,7 @@ var (
 // Probe reports whether the guest is paused.
 func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	frozen, err := m.e.o.Tree.Frozen(m.parts.Cgroup)
-	return engine.Probe{Paused: frozen}, err
+	return engine.Probe{Paused: frozen, Ready: true}, err
 }
 
 // Pause stops every process of the guest.

@@ -56,7 +56,7 @@ func New(o Options) *Engine {
 // Info says whether this host's kernel can do what guests need. A kernel that
 // could once is not asked again: that takes longer than all else of a request.
 func (e *Engine) Info(context.Context) (engine.Info, error) {
-	i := engine.Info{Name: "oslevel", Model: guest.OS, Version: release(),
+	i := engine.Info{Name: "oslevel", Model: guest.OS, Version: release(), Form: guest.Tree,
 		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true}}
 	if !e.fit.Load() {
 		i.Missing, i.Hint = missing(e.o)

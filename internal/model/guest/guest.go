@@ -31,6 +31,18 @@ const (
 	OS       Model = "os"       // operating-system level: the host's kernel
 )
 
+// Form is what a guest's writable layer lies on the pool as.
+type Form string
+
+// The forms. The first two hold the same: what the guest changed of its
+// image's tree, as an overlay's "upper" and "work"; a guest changes model by
+// copying one into the other.
+const (
+	Tree   Form = "tree"   // folders of the host
+	Volume Form = "volume" // an ext4 file system in one file
+	Disk   Form = "disk"   // a disk with partitions and a boot loader of its own
+)
+
 // Power is what the owner wants of a guest.
 type Power string
 
@@ -56,8 +68,9 @@ const (
 // reconciler writes it.
 type Spec struct {
 	Model  Model  `json:"model"`
-	Image  string `json:"image"`  // as it was asked for: "debian/12"
-	Digest string `json:"digest"` // of the image's content when the guest was made
+	Engine string `json:"engine,omitempty"` // empty: the first that runs Model here
+	Image  string `json:"image"`            // as it was asked for: "debian/12"
+	Digest string `json:"digest"`           // of the image's content when the guest was made
 	Power  Power  `json:"power"`
 	Boots  int64  `json:"boots"`            // raised by each wish for a (re)boot
 	Force  bool   `json:"force,omitempty"`  // the wish to stop does not wait for the guest's consent
@@ -74,6 +87,9 @@ type Spec struct {
 	Disk uint64 `json:"disk"` // quota of the writable layer in bytes; 0 is none
 	NICs []NIC  `json:"nics,omitempty"`
 
+	Hardware Hardware      `json:"hardware,omitzero"`
+	Disks    []FurtherDisk `json:"disks,omitempty"`
+
 	Command     []string          `json:"command,omitempty"` // runs as the guest's first process; empty is the image's init
 	Env         map[string]string `json:"env,omitempty"`
 	UserData    string            `json:"user_data,omitempty"` // cloud-init, NoCloud
@@ -81,6 +97,25 @@ type Spec struct {
 	Autostart   Autostart         `json:"autostart,omitzero"`
 	Ephemeral   bool              `json:"ephemeral,omitempty"`    // removed once it has stopped
 	StopTimeout int               `json:"stop_timeout,omitempty"` // seconds before a clean stop becomes a kill; 0 is DefaultStopTimeout
+}
+
+// Hardware is what a guest with a machine of its own is made of; empty fields
+// are the engine's choice.
+type Hardware struct {
+	Machine  string `json:"machine,omitempty"`  // "q35", "microvm"
+	Firmware string `json:"firmware,omitempty"` // "bios", "uefi", "uefi-secure"; of guests that boot a disk
+	TPM      bool   `json:"tpm,omitempty"`
+	Kernel   string `json:"kernel,omitempty"` // as `lodge kernel ls` names it
+	CPUModel string `json:"cpu_model,omitempty"`
+}
+
+// FurtherDisk is a disk beside the guest's own. A disc is a file of the host
+// that the guest may read; any other lies on the guest's pool and goes with it.
+type FurtherDisk struct {
+	Name string `json:"name"`           // unique in the guest
+	Size uint64 `json:"size,omitempty"` // bytes
+	Disc string `json:"disc,omitempty"` // path of an ISO file on the host
+	Boot int    `json:"boot,omitempty"` // order in which firmware tries it, from 1; 0: not at all
 }
 
 // IO is the limits of a guest's disk traffic; 0 is none.
@@ -149,6 +184,11 @@ type Status struct {
 	Generation int64          `json:"generation"` // of the spec this status answers
 	Problem    *model.Problem `json:"problem,omitempty"`
 	Engine     string         `json:"engine,omitempty"`
+	Model      Model          `json:"model,omitempty"`   // that its writable layer was last made fit for
+	Refused    int64          `json:"refused,omitempty"` // generation whose change of model could not be carried out
+	Saved      bool           `json:"saved,omitempty"`   // the next start goes on from a memory image
+	Ready      bool           `json:"ready,omitempty"`   // the guest's init says it is up
+	Last       string         `json:"last,omitempty"`    // what a guest that ended badly said last
 	Pid        int            `json:"pid,omitempty"`     // of the guest's first process, as the host sees it
 	Started    *time.Time     `json:"started,omitempty"` // of the present or last run
 	Exit       *Exit          `json:"exit,omitempty"`    // of the last run, once it ended by itself

@@ -43,9 +43,11 @@ type Status struct {
 
 // Info is what is known of the content.
 type Info struct {
-	OS           string   `json:"os,omitempty"`      // "debian"
-	Release      string   `json:"release,omitempty"` // "12"
-	Pretty       string   `json:"pretty,omitempty"`  // PRETTY_NAME of its os-release
+	Disk         string   `json:"disk,omitempty"`      // format of a disk image, "qcow2" or "raw"; empty for a root tree
+	DiskSize     uint64   `json:"disk_size,omitempty"` // bytes that the disk has in the guest
+	OS           string   `json:"os,omitempty"`        // "debian"
+	Release      string   `json:"release,omitempty"`   // "12"
+	Pretty       string   `json:"pretty,omitempty"`    // PRETTY_NAME of its os-release
 	Architecture string   `json:"architecture,omitempty"`
 	Init         []string `json:"init,omitempty"` // the command line of its first process
 	CloudInit    bool     `json:"cloud_init,omitempty"`
