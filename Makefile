@@ -21,7 +21,7 @@ build: programs ## build bin/lodge and bin/lodged
 # The small programs that lodged carries inside it.
 programs:
 	@scripts/deps.sh build
-	@internal/engine/oslevel/launch/build.sh $(EMBEDDED)/lodge-launch
+	@internal/launch/helper/build.sh $(EMBEDDED)/lodge-launch
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-keeper ./cmd/lodge-keeper
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-agent ./cmd/lodge-agent
 

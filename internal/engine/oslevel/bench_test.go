@@ -48,7 +48,7 @@ func BenchmarkStart(b *testing.B) {
 		must(b, err)
 		plans = append(plans, time.Since(planned))
 		launched := time.Now()
-		d, err := launch(prog)
+		d, err := keep(prog)
 		must(b, err)
 		helpers = append(helpers, time.Since(launched))
 		for d.output() == "" {

@@ -66,9 +66,9 @@ func (d *direct) output() string {
 	return d.out.String()
 }
 
-// launch runs a launcher program the way the keeper does. The guest becomes a
+// keep runs a launcher program the way the keeper does. The guest becomes a
 // child of the test.
-func launch(p keeper.Program) (*direct, error) {
+func keep(p keeper.Program) (*direct, error) {
 	master, err := os.OpenFile("/dev/ptmx", os.O_RDWR|syscall.O_NOCTTY, 0)
 	if err != nil {
 		return nil, err
@@ -179,7 +179,7 @@ func newRig(t testing.TB) *rig {
 	}
 	dir := t.TempDir()
 	helper := filepath.Join(dir, "lodge-launch")
-	if out, err := exec.Command("launch/build.sh", helper).CombinedOutput(); err != nil {
+	if out, err := exec.Command("../../launch/helper/build.sh", helper).CombinedOutput(); err != nil {
 		t.Skipf("the launch helper cannot be built here: %v: %s", err, out)
 	}
 	layout, err := cgroup.Detect()
@@ -264,7 +264,7 @@ func (r *rig) run(change func(g *guest.Guest, p *engine.Parts)) (*direct, *Machi
 	if err != nil {
 		r.t.Fatal(err)
 	}
-	d, err := launch(prog)
+	d, err := keep(prog)
 	if err != nil {
 		r.t.Fatal(err)
 	}

@@ -208,7 +208,7 @@ func TestHostileRoot(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := launch(prog)
+		d, err := keep(prog)
 		if err == nil {
 			d.end()
 		}

@@ -17,7 +17,8 @@ import (
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/session"
-	"lodge/internal/engine/oslevel/plan"
+	"lodge/internal/launch"
+	"lodge/internal/launch/plan"
 )
 
 // entry is a program to be run inside a running guest.
@@ -36,8 +37,7 @@ type entry struct {
 
 // The descriptors that the helper is started with, beside the program's own.
 const (
-	statusFD = plan.Imm(4)
-	guestFD  = plan.Imm(5) // process 1 of the guest, a pidfd
+	guestFD = plan.Imm(5) // process 1 of the guest, a pidfd
 )
 
 // execGroup is the control group, below the guest's, of programs run from
@@ -59,27 +59,28 @@ const (
 // look at it from inside yet. Nothing of the helper can be read by the guest
 // until its own program runs, because the process is not dumpable.
 func (x entry) compile(join cgroup.JoinPaths, bpf filters) ([]byte, error) {
-	s := script{&plan.Plan{Numeric: true}}
-	s.undumpable()
+	s := newScript()
+	s.Numeric = true
+	s.Hide()
 	for _, tasks := range join.Tasks {
-		s.set(tasks, "0")
+		s.WriteFile(tasks, "0")
 	}
 	group := filepath.Join(join.Dir, execGroup)
 	s.Ignore(unix.SYS_MKDIRAT, cwd, s.Text(group), plan.Imm(0o755))
-	leaf := s.open(group, unix.O_RDONLY|unix.O_DIRECTORY)
+	leaf := s.Open(group, unix.O_RDONLY|unix.O_DIRECTORY)
 	s.resources()
 	var agent plan.Reg
 	if x.agent != "" {
-		agent = s.open(x.agent, unix.O_PATH)
+		agent = s.Open(x.agent, unix.O_PATH)
 	}
 	const all = unix.CLONE_NEWUSER | unix.CLONE_NEWNS | unix.CLONE_NEWPID | unix.CLONE_NEWUTS | unix.CLONE_NEWIPC | unix.CLONE_NEWNET
 	s.Do("enter the guest", unix.SYS_SETNS, guestFD, plan.Imm(all))
-	s.undumpable()
-	c := s.newClone(0, leaf)
+	s.Hide()
+	c := s.NewClone(0, leaf)
 	child := s.Mark()
-	s.Spawn(whatClone, c.args, child)
-	s.pass(s.Load(c.pidfd), "process")
-	s.awaitCleared(c.tid)
+	s.Spawn(whatClone, c.Args, child)
+	s.Pass(s.Load(c.Pidfd), "process")
+	s.AwaitCleared(c.TID)
 	s.End()
 
 	s.Here(child)
@@ -98,12 +99,8 @@ func (x entry) compile(join cgroup.JoinPaths, bpf filters) ([]byte, error) {
 		r := s.Try(unix.SYS_EXECVEAT, agent, s.Text(""), s.Vector(x.argv), s.Vector(env), empty)
 		s.Fail(whatRun, r)
 	}
-	s.execute(whatRun, x.argv, env, strings.Split(x.env["PATH"], ":"))
+	s.Execute(whatRun, x.argv, env, strings.Split(x.env["PATH"], ":"))
 	return s.Compile()
-}
-
-func (s script) undumpable() {
-	s.Do("hide", unix.SYS_PRCTL, plan.Imm(unix.PR_SET_DUMPABLE), zero, zero, zero, zero)
 }
 
 // become takes on an account's ids. A new identity makes a process readable
@@ -117,7 +114,7 @@ func (s script) become(a account) {
 	gid, uid := plan.Imm(a.gid), plan.Imm(a.uid)
 	s.Do("group", unix.SYS_SETRESGID, gid, gid, gid)
 	s.Do("user", unix.SYS_SETRESUID, uid, uid, uid)
-	s.undumpable()
+	s.Hide()
 }
 
 // enter goes to the directory, as the user that the program runs as.
@@ -136,7 +133,7 @@ func (s script) enter(x entry) {
 // terminals.
 func (s script) terminal(x entry) {
 	const what = "terminal of the guest"
-	master := s.Sys(what, unix.SYS_OPENAT2, cwd, s.Text("/dev/pts/ptmx"), s.how(unix.O_RDWR|unblocked, 0, unix.RESOLVE_NO_SYMLINKS), howSize)
+	master := s.Sys(what, unix.SYS_OPENAT2, cwd, s.Text("/dev/pts/ptmx"), s.How(unix.O_RDWR|unblocked, 0, unix.RESOLVE_NO_SYMLINKS), launch.HowSize)
 	unlocked := s.Space(8)
 	s.Do(what, unix.SYS_IOCTL, master, plan.Imm(unix.TIOCSPTLCK), unlocked)
 	slave := s.Sys(what, unix.SYS_IOCTL, master, plan.Imm(unix.TIOCGPTPEER), plan.Imm(unix.O_RDWR|unix.O_NOCTTY|unix.O_CLOEXEC))
@@ -147,24 +144,8 @@ func (s script) terminal(x entry) {
 		s.Do(what, unix.SYS_DUP3, slave, plan.Imm(fd), zero)
 	}
 	s.Do(what, unix.SYS_IOCTL, zero, plan.Imm(unix.TIOCSCTTY), zero)
-	s.pass(master, "terminal")
-	s.close(master, slave)
-}
-
-// pass sends a descriptor to the daemon on the status socket.
-func (s script) pass(fd plan.Reg, name string) {
-	iov, cmsg, msg := s.Space(16), s.Space(24), s.Space(56) // struct iovec, cmsghdr with one int, msghdr
-	s.Store64(iov, s.Text(name))
-	s.Store64(iov+8, plan.Imm(len(name)))
-	s.Store64(cmsg, plan.Imm(20))
-	s.Store32(cmsg+8, plan.Imm(unix.SOL_SOCKET))
-	s.Store32(cmsg+12, plan.Imm(unix.SCM_RIGHTS))
-	s.Store32(cmsg+16, fd)
-	s.Store64(msg+16, iov)
-	s.Store64(msg+24, plan.Imm(1))
-	s.Store64(msg+32, cmsg)
-	s.Store64(msg+40, plan.Imm(24))
-	s.Do("report", unix.SYS_SENDMSG, statusFD, msg, plan.Imm(unix.MSG_NOSIGNAL))
+	s.Pass(master, "terminal")
+	s.Close(master, slave)
 }
 
 // Exec runs a program inside the guest.

@@ -9,7 +9,8 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 
-	"lodge/internal/engine/oslevel/plan"
+	"lodge/internal/launch"
+	"lodge/internal/launch/plan"
 )
 
 // droppedCapabilities are taken out of every guest's bounding set. A guest has
@@ -165,30 +166,22 @@ func (s script) confine(f filters, ask bool) {
 	const mode = plan.Imm(unix.SECCOMP_SET_MODE_FILTER)
 	done := s.Mark()
 	if ask {
-		got, plain, prog := s.Mark(), s.Mark(), s.program(f.asking)
+		got, plain, prog := s.Mark(), s.Mark(), s.Program(f.asking)
 		const flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
 		listener := s.Try(unix.SYS_SECCOMP, mode, plan.Imm(flags|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV), prog)
-		s.JumpUnless(listener, no(unix.EINVAL), got) // it is from before Linux 5.19
+		s.JumpUnless(listener, launch.No(unix.EINVAL), got) // it is from before Linux 5.19
 		s.Set(listener, s.Try(unix.SYS_SECCOMP, mode, plan.Imm(flags), prog))
 		s.Here(got)
 		// There can be but one listener: within a guest whose calls somebody
 		// answers already there is none for us.
 		s.JumpBelow(listener, zero, plain)
-		s.pass(listener, "listener")
-		s.close(listener)
+		s.Pass(listener, "listener")
+		s.Close(listener)
 		s.Jump(done)
 		s.Here(plain)
 	}
-	s.Do("seccomp filter", unix.SYS_SECCOMP, mode, zero, s.program(f.plain))
+	s.Do("seccomp filter", unix.SYS_SECCOMP, mode, zero, s.Program(f.plain))
 	s.Here(done)
-}
-
-// program puts a struct sock_fprog into the data.
-func (s script) program(bpf []byte) plan.At {
-	code, prog := s.Bytes(bpf), s.Space(16)
-	s.Store32(prog, plan.Imm(len(bpf)/8))
-	s.Store64(prog+8, code)
-	return prog
 }
 
 // tidy gives the program of a guest a clean start: no descriptors but the first
@@ -219,5 +212,5 @@ func (s script) resources() {
 		at := s.Bytes(binary.LittleEndian.AppendUint64(binary.LittleEndian.AppendUint64(nil, l.soft), l.top))
 		s.Ignore(unix.SYS_PRLIMIT64, zero, plan.Imm(l.resource), at, zero)
 	}
-	knob(s.Plan, "/proc/self/oom_score_adj", "0")
+	s.Knob("/proc/self/oom_score_adj", "0")
 }

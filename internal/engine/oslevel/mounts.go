@@ -3,7 +3,8 @@ package oslevel
 import (
 	"golang.org/x/sys/unix"
 
-	"lodge/internal/engine/oslevel/plan"
+	"lodge/internal/launch"
+	"lodge/internal/launch/plan"
 )
 
 const (
@@ -19,25 +20,25 @@ const (
 // mount namespace: what protects the host is that no file there belongs to an
 // id of the guest. They keep the guest's own users and programs from looking.
 func (b *boot) mounts(place plan.Reg) {
-	proc := b.create("proc", b.filesystem("proc"), sealed)
-	sys := b.create("sysfs", b.filesystem("sysfs"), sealed|readOnly)
-	group := b.create("cgroup2", b.filesystem("cgroup2"), sealed)
-	pts := b.create("devpts", b.filesystem("devpts", option{"ptmxmode", "666"}, option{"mode", "620"}, option{"gid", "5"}),
+	proc := b.Create("proc", b.Filesystem("proc"), sealed)
+	sys := b.Create("sysfs", b.Filesystem("sysfs"), sealed|readOnly)
+	group := b.Create("cgroup2", b.Filesystem("cgroup2"), sealed)
+	pts := b.Create("devpts", b.Filesystem("devpts", launch.Opt("ptmxmode", "666"), launch.Opt("mode", "620"), launch.Opt("gid", "5")),
 		unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NOEXEC)
-	queue := b.create("mqueue", b.filesystem("mqueue"), sealed)
+	queue := b.Create("mqueue", b.Filesystem("mqueue"), sealed)
 
-	b.stage.await(furnished)
-	b.attach("attach the root", b.root, place)
+	b.stage.Await(furnished)
+	b.Attach("attach the root", b.root, place)
 	b.hang(b.root, "proc", proc)
 	b.hang(b.root, "sys", sys)
-	b.attach("/sys/fs/cgroup", group, b.inside(sys, "fs/cgroup", unix.O_PATH|unix.O_DIRECTORY))
+	b.Attach("/sys/fs/cgroup", group, b.Inside(sys, "fs/cgroup", unix.O_PATH|unix.O_DIRECTORY))
 
 	// Only what is attached can be cloned, so the memory file system passes by.
 	b.hang(b.root, "dev", b.devices)
 	part := func(tree string, set int) plan.Reg {
-		m := b.clone(tree, b.devices, tree, 0)
+		m := b.Clone(tree, b.devices, tree, 0)
 		if set != 0 {
-			b.attributes(tree, m, set, nil)
+			b.Attributes(tree, m, set, nil)
 		}
 		return m
 	}
@@ -52,7 +53,7 @@ func (b *boot) mounts(place plan.Reg) {
 	b.hang(dev, "shm", shm)
 	b.hang(dev, "pts", pts)
 	b.hang(dev, "mqueue", queue)
-	b.attach("/dev/console", b.console, b.inside(dev, "console", unix.O_PATH))
+	b.Attach("/dev/console", b.console, b.Inside(dev, "console", unix.O_PATH))
 	b.masks(proc, sys, dev, void)
 }
 
@@ -60,9 +61,9 @@ func (b *boot) mounts(place plan.Reg) {
 // not there.
 func (b *boot) hang(root plan.Reg, path string, mount plan.Reg) {
 	b.Ignore(unix.SYS_MKDIRAT, root, b.Text(path), plan.Imm(0o755))
-	place := b.inside(root, path, unix.O_PATH|unix.O_DIRECTORY)
-	b.attach("/"+path, mount, place)
-	b.close(place)
+	place := b.Inside(root, path, unix.O_PATH|unix.O_DIRECTORY)
+	b.Attach("/"+path, mount, place)
+	b.Close(place)
 }
 
 // masks covers what tells of the host, and makes read-only what steers it.
@@ -83,27 +84,27 @@ func (b *boot) masks(proc, sys, dev, void plan.Reg) {
 // there is one.
 func (b *boot) cover(tree plan.Reg, path string, from plan.Reg, with string) {
 	b.ifThere(tree, path, func(place plan.Reg) {
-		m := b.clone("mask "+path, from, with, 0)
-		b.attach("mask "+path, m, place)
-		b.close(m)
+		m := b.Clone("mask "+path, from, with, 0)
+		b.Attach("mask "+path, m, place)
+		b.Close(m)
 	})
 }
 
 // freeze makes a file or tree of the kernel's read-only, if there is one.
 func (b *boot) freeze(tree plan.Reg, path string) {
 	b.ifThere(tree, path, func(place plan.Reg) {
-		m := b.clone("protect "+path, place, "", unix.AT_EMPTY_PATH)
-		b.attributes("protect "+path, m, sealed|readOnly, nil)
-		b.attach("protect "+path, m, place)
-		b.close(m)
+		m := b.Clone("protect "+path, place, "", unix.AT_EMPTY_PATH)
+		b.Attributes("protect "+path, m, sealed|readOnly, nil)
+		b.Attach("protect "+path, m, place)
+		b.Close(m)
 	})
 }
 
 func (b *boot) ifThere(tree plan.Reg, path string, then func(place plan.Reg)) {
-	place := b.Try(unix.SYS_OPENAT2, tree, b.Text(path), b.how(unix.O_PATH, 0, stay), howSize)
+	place := b.Try(unix.SYS_OPENAT2, tree, b.Text(path), b.How(unix.O_PATH, 0, launch.Stay), launch.HowSize)
 	none := b.Mark()
-	b.JumpIf(place, no(unix.ENOENT), none)
+	b.JumpIf(place, launch.No(unix.ENOENT), none)
 	then(place)
-	b.close(place)
+	b.Close(place)
 	b.Here(none)
 }

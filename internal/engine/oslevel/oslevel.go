@@ -4,7 +4,7 @@
 // A guest is a process tree in seven namespaces of its own (user, mount, pid,
 // network, uts, ipc, cgroup) on an overlay of a shared image and its own
 // volume, with 65,536 user ids that no other guest has. Go decides what is
-// done and in which order; the launch helper (launch/launch.c) only executes
+// done and in which order; the launch helper (package launch) only executes
 // the plan. Nothing is ever attached to the host's mount table, so the
 // thousandth guest starts as fast as the first.
 //

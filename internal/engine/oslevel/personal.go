@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/engine"
-	"lodge/internal/engine/oslevel/plan"
+	"lodge/internal/launch"
+	"lodge/internal/launch/plan"
 	"lodge/internal/model/guest"
 )
 
@@ -95,13 +96,13 @@ const unblocked = unix.O_NONBLOCK | unix.O_NOCTTY
 
 // put writes a whole file of the guest if it can be opened with flags.
 func (b *boot) put(path, text string, flags int) {
-	fd := b.Try(unix.SYS_OPENAT2, b.root, b.Text(path), b.how(unix.O_WRONLY|unblocked|flags, modeFor(flags), stay), howSize)
+	fd := b.Try(unix.SYS_OPENAT2, b.root, b.Text(path), b.How(unix.O_WRONLY|unblocked|flags, modeFor(flags), launch.Stay), launch.HowSize)
 	done := b.Mark()
 	b.skipFailed(fd, done)
 	if text != "" {
 		b.Ignore(unix.SYS_WRITE, fd, b.Text(text), plan.Imm(len(text)))
 	}
-	b.close(fd)
+	b.Close(fd)
 	b.Here(done)
 }
 
@@ -117,11 +118,11 @@ func modeFor(flags int) int {
 // for what is not there.
 func (b *boot) read(path string, n int) plan.At {
 	at := b.Space(n)
-	fd := b.Try(unix.SYS_OPENAT2, b.root, b.Text(path), b.how(unix.O_RDONLY|unblocked, 0, stay), howSize)
+	fd := b.Try(unix.SYS_OPENAT2, b.root, b.Text(path), b.How(unix.O_RDONLY|unblocked, 0, launch.Stay), launch.HowSize)
 	done := b.Mark()
 	b.skipFailed(fd, done)
 	b.Ignore(unix.SYS_READ, fd, at, plan.Imm(n))
-	b.close(fd)
+	b.Close(fd)
 	b.Here(done)
 	return at
 }

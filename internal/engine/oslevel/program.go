@@ -6,7 +6,6 @@ import (
 	"maps"
 	"path/filepath"
 	"slices"
-	"strings"
 
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
@@ -78,18 +77,4 @@ func environ(env map[string]string) []string {
 func machineID(g guest.Guest) string {
 	sum := sha256.Sum256([]byte("lodge guest " + g.ID))
 	return hex.EncodeToString(sum[:16])
-}
-
-// candidates are the paths that file may be found at.
-func candidates(file string, path []string) []string {
-	if strings.Contains(file, "/") || file == "" {
-		return []string{file}
-	}
-	var out []string
-	for _, dir := range path {
-		if filepath.IsAbs(dir) {
-			out = append(out, filepath.Join(dir, file))
-		}
-	}
-	return out
 }

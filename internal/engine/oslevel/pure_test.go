@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/launch"
 )
 
 const (
@@ -205,10 +206,10 @@ func TestStopSignal(t *testing.T) {
 
 func TestCandidates(t *testing.T) {
 	path := []string{"/a", "", "relative", "/b"}
-	if got := candidates("ls", path); !slices.Equal(got, []string{"/a/ls", "/b/ls"}) {
+	if got := launch.Candidates("ls", path); !slices.Equal(got, []string{"/a/ls", "/b/ls"}) {
 		t.Error(got)
 	}
-	if got := candidates("./ls", path); !slices.Equal(got, []string{"./ls"}) {
+	if got := launch.Candidates("./ls", path); !slices.Equal(got, []string{"./ls"}) {
 		t.Error(got)
 	}
 }

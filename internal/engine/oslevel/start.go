@@ -9,7 +9,8 @@ import (
 
 	"lodge/internal/base/cgroup"
 	"lodge/internal/engine"
-	"lodge/internal/engine/oslevel/plan"
+	"lodge/internal/launch"
+	"lodge/internal/launch/plan"
 	"lodge/internal/model/guest"
 )
 
@@ -28,7 +29,7 @@ type boot struct {
 	parts engine.Parts
 	join  cgroup.JoinPaths
 	bpf   filters
-	stage stage
+	stage launch.Stage
 
 	// What the host's side opens for the guest's side.
 	root, devices, console plan.Reg
@@ -40,8 +41,8 @@ func (e *Engine) compileStart(g guest.Guest, parts engine.Parts, join cgroup.Joi
 	if err != nil {
 		return nil, err
 	}
-	b := &boot{script: script{&plan.Plan{}}, g: g, parts: parts, join: join, bpf: bpf}
-	b.stage = stage{s: b.script, word: b.Space(8)}
+	b := &boot{script: newScript(), g: g, parts: parts, join: join, bpf: bpf}
+	b.stage = b.NewStage()
 	if err := b.host(); err != nil {
 		return nil, err
 	}
@@ -54,29 +55,29 @@ func (b *boot) host() error {
 	group := b.groups()
 	b.resources()
 	b.console = b.terminal()
-	c := b.newClone(unix.CLONE_NEWUSER|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET, group)
+	c := b.NewClone(unix.CLONE_NEWUSER|unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET, group)
 	child := b.Mark()
 	b.root, b.devices = b.New(), b.New()
-	pid := b.Spawn("make the guest's namespaces", c.args, child)
+	pid := b.Spawn("make the guest's namespaces", c.Args, child)
 	userns := b.identities(pid)
-	b.stage.reach(mapped)
+	b.stage.Reach(mapped)
 	b.overlay(userns)
 	b.furnish()
-	b.stage.reach(furnished)
+	b.stage.Reach(furnished)
 	if len(b.parts.NICs) > 0 {
-		w := newWire(b.Plan)
+		w := b.newWire()
 		for _, n := range b.parts.NICs {
 			if err := w.plug(n, pid); err != nil {
 				return err
 			}
 		}
 	}
-	b.stage.reach(plugged)
-	b.awaitCleared(c.tid)
+	b.stage.Reach(plugged)
+	b.AwaitCleared(c.TID)
 	line := b.Space(plan.TextLen + 8)
 	n := b.Decimal(line, pid)
 	b.Do("report", unix.SYS_WRITE, plan.Imm(4), line, n)
-	b.write("report", plan.Imm(4), "\n")
+	b.Write("report", plan.Imm(4), "\n")
 	b.End()
 	b.Here(child)
 	return b.guest()
@@ -87,12 +88,12 @@ func (b *boot) host() error {
 // opens that of v2.
 func (b *boot) groups() plan.Reg {
 	for _, tasks := range b.join.Tasks {
-		b.set(tasks, "0")
+		b.WriteFile(tasks, "0")
 	}
 	for _, path := range b.join.Delegate {
 		b.Do("give away "+path, unix.SYS_FCHOWNAT, cwd, b.Text(path), b.owner(), b.owner(), zero)
 	}
-	return b.open(b.join.Dir, unix.O_RDONLY|unix.O_DIRECTORY)
+	return b.Open(b.join.Dir, unix.O_RDONLY|unix.O_DIRECTORY)
 }
 
 func (b *boot) owner() plan.Imm { return plan.Imm(b.parts.IDBase) }
@@ -104,7 +105,7 @@ const ttyGroup = 5
 func (b *boot) terminal() plan.Reg {
 	b.Do("console's owner", unix.SYS_FCHOWN, zero, b.owner(), plan.Imm(b.parts.IDBase+ttyGroup))
 	b.Do("console's mode", unix.SYS_FCHMOD, zero, plan.Imm(0o620))
-	return b.clone("console", zero, "", unix.AT_EMPTY_PATH)
+	return b.Clone("console", zero, "", unix.AT_EMPTY_PATH)
 }
 
 // identities gives the guest its range of ids and returns its user namespace.
@@ -114,12 +115,12 @@ func (b *boot) identities(pid plan.Reg) plan.Reg {
 	dir := b.Sys("open /proc", unix.SYS_OPENAT, cwd, path, plan.Imm(unix.O_PATH|unix.O_DIRECTORY|unix.O_CLOEXEC), zero)
 	ids := fmt.Sprintf("0 %d %d\n", b.parts.IDBase, idCount)
 	for _, file := range []string{"uid_map", "gid_map"} {
-		fd := b.openAt(file, dir, file, unix.O_WRONLY)
-		b.write(file, fd, ids)
-		b.close(fd)
+		fd := b.OpenAt(file, dir, file, unix.O_WRONLY)
+		b.Write(file, fd, ids)
+		b.Close(fd)
 	}
-	userns := b.openAt("user namespace", dir, "ns/user", unix.O_RDONLY)
-	b.close(dir)
+	userns := b.OpenAt("user namespace", dir, "ns/user", unix.O_RDONLY)
+	b.Close(dir)
 	return userns
 }
 
@@ -130,15 +131,15 @@ func (b *boot) identities(pid plan.Reg) plan.Reg {
 // an id-mapped volume, so the mounter is the guest's root for as long as it
 // takes, with root's capabilities.
 func (b *boot) overlay(userns plan.Reg) {
-	lower := b.clone("the image", cwd, b.parts.Root.Lower, 0)
-	b.attributes("id-map the image", lower, unix.MOUNT_ATTR_IDMAP, userns)
-	volume := b.clone("the volume", cwd, b.parts.Root.Writable, 0)
-	b.attributes("id-map the volume", volume, unix.MOUNT_ATTR_IDMAP, userns)
-	upper := b.openAt("the volume's upper", volume, "upper", unix.O_PATH|unix.O_DIRECTORY)
-	work := b.openAt("the volume's work", volume, "work", unix.O_PATH|unix.O_DIRECTORY)
+	lower := b.Clone("the image", cwd, b.parts.Root.Lower, 0)
+	b.Attributes("id-map the image", lower, unix.MOUNT_ATTR_IDMAP, userns)
+	volume := b.Clone("the volume", cwd, b.parts.Root.Writable, 0)
+	b.Attributes("id-map the volume", volume, unix.MOUNT_ATTR_IDMAP, userns)
+	upper := b.OpenAt("the volume's upper", volume, "upper", unix.O_PATH|unix.O_DIRECTORY)
+	work := b.OpenAt("the volume's work", volume, "work", unix.O_PATH|unix.O_DIRECTORY)
 	// What would make the volume mean something only to this mount stays off,
 	// so that it can be copied, moved and mounted anywhere.
-	fs := b.filesystem("overlay", option{"index", "off"}, option{"metacopy", "off"}, option{"redirect_dir", "off"}, option{"uuid", "null"})
+	fs := b.Filesystem("overlay", launch.Opt("index", "off"), launch.Opt("metacopy", "off"), launch.Opt("redirect_dir", "off"), launch.Opt("uuid", "null"))
 	for _, l := range []struct {
 		key string
 		fd  plan.Reg
@@ -146,9 +147,9 @@ func (b *boot) overlay(userns plan.Reg) {
 		b.Do("overlay "+l.key, unix.SYS_FSCONFIG, fs, plan.Imm(unix.FSCONFIG_SET_FD), b.Text(l.key), zero, l.fd)
 	}
 	b.actAs(b.parts.IDBase)
-	b.Set(b.root, b.create("overlay", fs, unix.MOUNT_ATTR_NODEV))
+	b.Set(b.root, b.Create("overlay", fs, unix.MOUNT_ATTR_NODEV))
 	// The detached trees dissolve when closed, so not before now.
-	b.close(lower, volume, upper, work, userns)
+	b.Close(lower, volume, upper, work, userns)
 }
 
 // actAs makes the host's side own files as id, keeping every capability.
@@ -191,8 +192,8 @@ func (b *boot) furnish() {
 		size = strconv.FormatUint(max(b.g.Spec.Memory/2, 1<<20), 10)
 	}
 	id := strconv.FormatUint(uint64(b.parts.IDBase), 10)
-	fs := b.filesystem("tmpfs", option{"mode", "755"}, option{"size", size}, option{"uid", id}, option{"gid", id})
-	b.Set(b.devices, b.create("tmpfs", fs, unix.MOUNT_ATTR_NOSUID))
+	fs := b.Filesystem("tmpfs", launch.Opt("mode", "755"), launch.Opt("size", size), launch.Opt("uid", id), launch.Opt("gid", id))
+	b.Set(b.devices, b.Create("tmpfs", fs, unix.MOUNT_ATTR_NOSUID))
 	mkdir := func(path string, mode int) {
 		b.Do("make /"+path, unix.SYS_MKDIRAT, b.devices, b.Text(path), plan.Imm(mode))
 	}
@@ -217,10 +218,10 @@ func (b *boot) furnish() {
 // guest is the part that runs in the guest's namespaces, up to its first
 // program.
 func (b *boot) guest() error {
-	b.stage.await(mapped)
+	b.stage.Await(mapped)
 	// Somewhere to hang the root until it is the root: the image's own place,
 	// opened while this process is the host's root, who alone may look there.
-	place := b.open(b.parts.Root.Lower, unix.O_PATH|unix.O_DIRECTORY)
+	place := b.Open(b.parts.Root.Lower, unix.O_PATH|unix.O_DIRECTORY)
 	b.Do("become root", unix.SYS_SETRESGID, zero, zero, zero)
 	b.Do("become root", unix.SYS_SETGROUPS, zero, zero)
 	b.Do("become root", unix.SYS_SETRESUID, zero, zero, zero)
@@ -233,7 +234,7 @@ func (b *boot) guest() error {
 	b.Do("let go of the host", unix.SYS_UMOUNT2, b.Text("."), plan.Imm(unix.MNT_DETACH))
 	b.Do("enter /", unix.SYS_CHDIR, b.Text("/"))
 	b.Do("host name", unix.SYS_SETHOSTNAME, b.Text(b.g.Name), plan.Imm(len(b.g.Name)))
-	b.stage.await(plugged)
+	b.stage.Await(plugged)
 	b.network()
 
 	argv, init := firstProgram(b.g, b.parts)
@@ -246,13 +247,13 @@ func (b *boot) guest() error {
 	}
 	b.tidy()
 	b.confine(b.bpf, b.parts.Root.Limit != "")
-	b.execute("run "+argv[0]+" in the guest", argv, environ(env), strings.Split(env["PATH"], ":"))
+	b.Execute("run "+argv[0]+" in the guest", argv, environ(env), strings.Split(env["PATH"], ":"))
 	return nil
 }
 
 func (b *boot) network() {
-	w := newWire(b.Plan)
-	w.up("lo")
+	w := b.newWire()
+	w.Up("lo")
 	var has4, has6 bool
 	for _, n := range b.parts.NICs {
 		index := w.configure(n)

@@ -41,7 +41,7 @@ func TestStartFails(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		d, err := launch(prog)
+		d, err := keep(prog)
 		if err == nil {
 			d.end()
 			t.Fatalf("%v: it runs", command)

@@ -17,7 +17,7 @@ import (
 func helper(t *testing.T) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "launch")
-	if text, err := exec.Command("../launch/build.sh", out).CombinedOutput(); err != nil {
+	if text, err := exec.Command("../helper/build.sh", out).CombinedOutput(); err != nil {
 		t.Skipf("the launch helper cannot be built here: %v: %s", err, text)
 	}
 	return out

@@ -1,5 +1,5 @@
 // lodge-launch executes a plan: a list of system calls that Go computed
-// (package lodge/internal/engine/oslevel/plan holds the other side of the
+// (package lodge/internal/launch/plan holds the other side of the
 // format). It decides nothing. It is freestanding and static because its
 // start-up time is part of the start of every guest and of every exec, and
 // because nothing of a C library can then misbehave between namespaces.

@@ -1,5 +1,5 @@
 // Package plan compiles a list of system calls, decided in Go, into the bytes
-// that the launch helper (../launch/launch.c) executes without a thought of its
+// that the launch helper (../helper/launch.c) executes without a thought of its
 // own. Compiling has no side effects and is deterministic: the same calls give
 // the same bytes, so plans are compared with golden files.
 package plan
