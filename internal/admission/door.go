@@ -26,13 +26,25 @@ type Host struct {
 	Memory uint64 // bytes
 }
 
-// Engine says whether guests of a model can run here, and what can be done
+// Engine is what the guests of one engine can be made of, and what can be done
 // with them.
 type Engine struct {
-	Model   guest.Model
-	Missing string // why none can run here, or empty
-	Hint    string
-	Pause   bool
+	Name      string
+	Model     guest.Model
+	Form      guest.Form // of the writable layer
+	Kernel    string     // kind of kernel that its guests boot; empty: the host's own
+	Machines  []Machine  // that may be chosen; the first is what one gets otherwise
+	CPUModels []string   // that may be chosen
+	Pause     bool
+	Plug      bool // disks and network cards while the guest runs
+	Disk      bool // boots disks with a boot loader of their own
+}
+
+// Machine is a kind of machine that guests may have.
+type Machine struct {
+	Name     string
+	Firmware []string // that it boots disks with
+	TPM      bool
 }
 
 // Driver is a pool or network driver that may be asked for.
@@ -45,10 +57,13 @@ type Driver struct {
 // Options is what the door needs to know to judge a wish. Functions may be
 // called from any goroutine.
 type Options struct {
-	Store          *store.Store
-	Tables         *tables.Tables
-	Host           Host
-	Engines        func() []Engine
+	Store  *store.Store
+	Tables *tables.Tables
+	Host   Host
+	// Engine returns what runs guests of a model here: the engine called name,
+	// or if that is empty the preferred one. If there is none, the error says
+	// why.
+	Engine         func(m guest.Model, name string) (Engine, error)
 	PoolDrivers    func() []Driver
 	NetworkDrivers func() []Driver
 	// CheckSource says whether the image source can make what is asked.

@@ -27,8 +27,11 @@ func door(t *testing.T, prefix string) *Door {
 	tb := tables.Open(s)
 	d := New(Options{
 		Store: s, Tables: tb, Host: Host{CPUs: 2, Memory: 8 << 30},
-		Engines: func() []Engine {
-			return []Engine{{Model: guest.OS, Pause: true}, {Model: guest.VM, Missing: "there is no /dev/kvm", Hint: "turn on virtualization"}}
+		Engine: func(m guest.Model, name string) (Engine, error) {
+			if m != guest.OS {
+				return Engine{}, &errs.Error{Kind: errs.Unsupported, Field: "model", Msg: string(m) + " cannot run here: there is no /dev/kvm", Hint: "turn on virtualization"}
+			}
+			return Engine{Name: "toy", Model: guest.OS, Form: guest.Tree, Pause: true}, nil
 		},
 		PoolDrivers:    func() []Driver { return []Driver{{Name: "dir"}, {Name: "btrfs", Missing: "no btrfs"}} },
 		NetworkDrivers: func() []Driver { return []Driver{{Name: "bridge"}} },
@@ -530,7 +533,7 @@ func BenchmarkStart(b *testing.B) {
 	s := store.NewMemory()
 	defer s.Close()
 	tb := tables.Open(s)
-	d := New(Options{Store: s, Tables: tb, Engines: func() []Engine { return []Engine{{Model: guest.OS}} }, Now: time.Now})
+	d := New(Options{Store: s, Tables: tb, Engine: func(guest.Model, string) (Engine, error) { return Engine{Model: guest.OS}, nil }, Now: time.Now})
 	if _, err := tb.Guests.Create(b.Context(), "g", guest.Spec{Model: guest.OS}); err != nil {
 		b.Fatal(err)
 	}

@@ -1,6 +1,7 @@
 package admission
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -102,7 +103,7 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 // are.
 func (d *Door) checkGuest(w GuestWish, p *guestPlan) error {
 	w.Patch.apply(&p.spec)
-	if err := checkModel(p.spec.Model, d.Engines()); err != nil {
+	if _, err := d.engine(p.spec); err != nil {
 		return err
 	}
 	if err := checkSpec(p.spec, d.Host); err != nil {
@@ -254,7 +255,7 @@ func running(r *tables.GuestRecord) bool {
 // StartGuest boots a guest that is down and lets a paused one go on.
 func (d *Door) StartGuest(ctx context.Context, by, name string) (Operation, error) {
 	return d.edit(ctx, by, "guest.start", name, func(_ *store.Tx, r *tables.GuestRecord) error {
-		if err := checkModel(r.Spec.Model, d.Engines()); err != nil {
+		if _, err := d.engine(r.Spec); err != nil {
 			return err
 		}
 		boot(r)
@@ -299,10 +300,8 @@ func (d *Door) PauseGuest(ctx context.Context, by, name string) (Operation, erro
 		if !running(r) {
 			return notRunning(name)
 		}
-		for _, e := range d.Engines() {
-			if e.Model == r.Spec.Model && !e.Pause {
-				return &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + name, Msg: fmt.Sprintf("guests of model %s cannot be paused here", e.Model), Hint: e.Hint}
-			}
+		if e, err := d.Engine(r.Spec.Model, cmp.Or(r.Status.Engine, r.Spec.Engine)); err == nil && !e.Pause {
+			return &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + name, Msg: fmt.Sprintf("guests of engine %s cannot be paused", e.Name), Hint: "lodge engine show " + e.Name}
 		}
 		r.Spec.Power = guest.Held
 		return nil

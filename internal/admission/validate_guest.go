@@ -174,20 +174,10 @@ func guestNames(w GuestWish) ([]string, error) {
 	return names, model.CheckName("name", names[w.Count-1])
 }
 
-// checkModel says why guests of a model cannot run here.
-func checkModel(m guest.Model, engines []Engine) error {
-	if !slices.Contains([]guest.Model{guest.VM, guest.Paravirt, guest.OS}, m) {
-		return errs.Bad("model", fmt.Sprintf("%q is not a model", m), "use vm, paravirt or os")
+// engine returns what runs guests of s, or says why they cannot run here.
+func (d *Door) engine(s guest.Spec) (Engine, error) {
+	if !slices.Contains([]guest.Model{guest.VM, guest.Paravirt, guest.OS}, s.Model) {
+		return Engine{}, errs.Bad("model", fmt.Sprintf("%q is not a model", s.Model), "use vm, paravirt or os")
 	}
-	for _, e := range engines {
-		if e.Model == m && e.Missing == "" {
-			return nil
-		}
-	}
-	for _, e := range engines {
-		if e.Model == m {
-			return &errs.Error{Kind: errs.Unsupported, Field: "model", Msg: e.Missing, Hint: e.Hint}
-		}
-	}
-	return &errs.Error{Kind: errs.Unsupported, Field: "model", Msg: fmt.Sprintf("this host has no engine for guests of model %s", m), Hint: "use --model os"}
+	return d.Engine(s.Model, s.Engine)
 }

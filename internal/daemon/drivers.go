@@ -27,7 +27,7 @@ const bridgeDriver = "bridge"
 // drivers is everything Lodge can be extended by. A new driver is its folder
 // and one line here.
 type drivers struct {
-	engines map[guest.Model]engine.Engine
+	engines engine.Set
 	pools   map[string]storage.Driver
 	fabrics map[string]fabric.Driver
 	sources map[string]images.Source
@@ -40,8 +40,8 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 		return drivers{}, err
 	}
 	d := drivers{
-		engines: map[guest.Model]engine.Engine{
-			guest.OS: oslevel.New(oslevel.Options{
+		engines: engine.Set{
+			oslevel.New(oslevel.Options{
 				Launch: filepath.Join(o.programs(), launchProgram), Agent: filepath.Join(o.programs(), agentProgram), Tree: tree, Log: log,
 			}),
 		},
@@ -67,16 +67,21 @@ func (d drivers) preferredPool(dataDir string) (driver, why string) {
 	return preferred(lookAt(dataDir, d.pools["btrfs"].Info()))
 }
 
-// engineFacts is what the door needs to know of the engines.
-func (d drivers) engineFacts() (facts []admission.Engine) {
-	for model, e := range d.engines {
-		info, err := e.Info(context.Background())
-		if err != nil {
-			info.Missing = err.Error()
-		}
-		facts = append(facts, admission.Engine{Model: model, Missing: info.Missing, Hint: info.Hint, Pause: info.Can.Pause})
+// engineFacts is what the door needs to know of the engine that runs guests of
+// a model.
+func (d drivers) engineFacts(m guest.Model, name string) (admission.Engine, error) {
+	_, i, err := d.engines.Pick(context.Background(), m, name)
+	if err != nil {
+		return admission.Engine{}, err
 	}
-	return facts
+	e := admission.Engine{
+		Name: i.Name, Model: i.Model, Form: i.Form, Kernel: i.Kernel, CPUModels: i.CPUModels,
+		Pause: i.Can.Pause, Plug: i.Can.Plug, Disk: i.Can.Disk,
+	}
+	for _, k := range i.Machines {
+		e.Machines = append(e.Machines, admission.Machine(k))
+	}
+	return e, nil
 }
 
 func (d drivers) poolDrivers() (facts []admission.Driver) {

@@ -56,15 +56,8 @@ func (d *daemon) host(ctx context.Context) (api.Host, error) {
 			h.Running++
 		}
 	}
-	for model, e := range d.drivers.engines {
-		info, err := e.Info(ctx)
-		if err != nil {
-			info.Missing = err.Error()
-		}
-		h.Engines = append(h.Engines, api.Engine{
-			Name: info.Name, Model: string(model), Version: info.Version, Usable: info.Missing == "", Missing: info.Missing, Hint: info.Hint,
-			Can: map[string]bool{"pause": info.Can.Pause, "resize": info.Can.Resize, "exec": info.Can.Exec, "files": info.Can.Files, "usage": info.Can.Usage},
-		})
+	for _, info := range d.drivers.engines.Infos(ctx) {
+		h.Engines = append(h.Engines, engineAPI(info))
 	}
 	return h, nil
 }

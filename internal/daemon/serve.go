@@ -39,7 +39,7 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 	}
 	door := admission.New(admission.Options{
 		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory},
-		Engines: d.drivers.engineFacts, PoolDrivers: d.drivers.poolDrivers, NetworkDrivers: d.drivers.networkDrivers,
+		Engine: d.drivers.engineFacts, PoolDrivers: d.drivers.poolDrivers, NetworkDrivers: d.drivers.networkDrivers,
 		CheckSource: d.checkSource, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
 	})
 	return server.New(ctx, server.Options{

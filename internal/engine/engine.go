@@ -20,7 +20,9 @@ import (
 // that just launched both call Connect.
 type Engine interface {
 	// Info says what the engine can do on this host, and if it cannot run
-	// here at all, why.
+	// here at all, why. Its name and model are there even with an error. It is
+	// asked with every look at a guest: what takes longer than a few
+	// microseconds to find out is found out once.
 	Info(ctx context.Context) (Info, error)
 
 	// Program says what to run for g. It has no side effects.
@@ -206,9 +208,25 @@ type Info struct {
 	Hint    string     // what would cure that
 	Form    guest.Form // of the writable layer that its guests run on
 	Kernel  string     // kind of kernel that its guests boot: "linux", "um"; "" for the host's own
-	Facts   []Fact     // what a person may want to know of it
-	Debugs  []string   // what Debugger takes
-	Can     Can
+
+	// Overhead is how many bytes of memory the monitor of one guest needs
+	// beside what the guest was given; see Info.Limits.
+	Overhead uint64
+	// Pin says that a guest with one processor is to run on one of the host's.
+	Pin bool
+
+	Machines  []MachineKind // that a person may choose; the first is the engine's own choice
+	CPUModels []string      // that a person may choose, the engine's own choice first
+	Facts     []Fact        // what a person may want to know of it
+	Debugs    []string      // what Debugger takes
+	Can       Can
+}
+
+// MachineKind is a kind of machine that guests may have.
+type MachineKind struct {
+	Name     string   // "q35"
+	Firmware []string // that it boots disks with: "bios", "uefi", "uefi-secure"; none: it boots kernels only
+	TPM      bool     // it may have one here
 }
 
 // Fact is one thing worth knowing of an engine: "acceleration", "tcg: ...".

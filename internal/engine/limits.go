@@ -22,6 +22,16 @@ func Limits(spec guest.Spec, disk string) cgroup.Limits {
 	}
 }
 
+// Limits returns what the group of a guest of spec may use under this engine:
+// the guest's own limits, and room for its monitor.
+func (i Info) Limits(spec guest.Spec, disk string) cgroup.Limits {
+	l := Limits(spec, disk)
+	if l.Memory > 0 {
+		l.Memory += i.Overhead
+	}
+	return l
+}
+
 // ConsoleLog returns where the console of the guest whose directory is dir is
 // kept, for the engine that names it to the keeper and for whoever reads it.
 func ConsoleLog(dir string) string { return filepath.Join(dir, "console.log") }

@@ -52,7 +52,12 @@ func newHouse(t *testing.T) *house {
 	h.ends.Store(&operation.Status{State: operation.Done})
 	door := admission.New(admission.Options{
 		Store: s, Tables: tb, Host: admission.Host{CPUs: 2, Memory: 8 << 30},
-		Engines:        func() []admission.Engine { return []admission.Engine{{Model: guest.OS, Pause: true}} },
+		Engine: func(m guest.Model, _ string) (admission.Engine, error) {
+			if m != guest.OS {
+				return admission.Engine{}, &errs.Error{Kind: errs.Unsupported, Field: "model", Msg: string(m) + " cannot run here: it is a test"}
+			}
+			return admission.Engine{Name: "toy", Model: guest.OS, Form: guest.Tree, Pause: true}, nil
+		},
 		PoolDrivers:    func() []admission.Driver { return []admission.Driver{{Name: "dir"}} },
 		NetworkDrivers: func() []admission.Driver { return []admission.Driver{{Name: "bridge"}} },
 		CheckSource:    func(image.Spec) error { return nil },

@@ -36,7 +36,7 @@ type Options struct {
 	HostBoot string // id of the host's present boot
 	Dir      string // each guest gets a directory below it, for its console's log
 	Keepers  keeper.Keepers
-	Engines  map[guest.Model]engine.Engine
+	Engines  engine.Set
 	Pools    *control.Handles[storage.Pool]
 	Networks *control.Handles[fabric.Fabric]
 	Cgroups  *cgroup.Tree

@@ -95,7 +95,9 @@ type toy struct {
 	frozen bool
 }
 
-func (*toy) Info(context.Context) (engine.Info, error) { return engine.Info{Name: "toy"}, nil }
+func (*toy) Info(context.Context) (engine.Info, error) {
+	return engine.Info{Name: "toy", Model: guest.OS}, nil
+}
 func (*toy) Program(guest.Guest, engine.Parts) (keeper.Program, error) {
 	return keeper.Program{}, nil
 }
@@ -167,7 +169,7 @@ func newWorld(t *testing.T, spec guest.Spec) *world {
 	pools := control.NewHandles[storage.Pool]("pool")
 	pools.Put("default", volumes{dir: t.TempDir()})
 	w.r, err = New(Options{
-		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: map[guest.Model]engine.Engine{guest.OS: w.e},
+		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: engine.Set{w.e},
 		Pools: pools, Networks: control.NewHandles[fabric.Fabric]("network"), Cgroups: tree, Images: mounts{}, Now: func() time.Time { return w.now },
 	})
 	if err != nil {

@@ -38,7 +38,7 @@ func (r *Reconciler) live(ctx context.Context, id string) (engine.Machine, guest
 			return nil, g, &errs.Error{Kind: errs.Conflict, Ref: g.Key().String(), Msg: "is not running", Hint: "lodge start " + g.Name}
 		}
 		if parts != nil {
-			e, err := r.engine(g)
+			e, _, err := r.engine(ctx, g)
 			if err != nil {
 				return nil, g, err
 			}

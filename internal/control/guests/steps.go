@@ -31,13 +31,13 @@ func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (tim
 	return 0, &errs.Error{Op: "guest." + string(s), Kind: errs.Internal, Ref: g.Key().String(), Msg: "no such step"}
 }
 
-func (r *Reconciler) engine(g guest.Guest) (engine.Engine, error) {
-	e, ok := r.Engines[g.Spec.Model]
-	if !ok {
-		return nil, &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Field: "model",
-			Msg: "no engine of this host runs model " + string(g.Spec.Model), Hint: "lodge host show"}
+// engine returns what runs g: the engine that it was started by while it is up,
+// also if another would be chosen by now, else the one it is to be started by.
+func (r *Reconciler) engine(ctx context.Context, g guest.Guest) (engine.Engine, engine.Info, error) {
+	if wasUp(g.Status) && g.Status.Engine != "" {
+		return r.Engines.Find(ctx, g.Status.Engine)
 	}
-	return e, nil
+	return r.Engines.Pick(ctx, g.Spec.Model, g.Spec.Engine)
 }
 
 // start runs the guest. One that was started by a daemon that died before it
@@ -53,7 +53,7 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{parts, g.Generation, true}
 	r.mu.Unlock()
-	e, err := r.engine(g)
+	e, info, err := r.engine(ctx, g)
 	if err != nil {
 		return err
 	}
@@ -77,9 +77,7 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 		s.Phase, s.Boots, s.Pid, s.Started, s.HostBoot = guest.Running, g.Spec.Boots, pid, &now, r.HostBoot
 		s.Generation = g.Generation
 		s.Exit, s.NotBefore, s.Problem, s.Lost = nil, nil, nil, false
-		if info, err := e.Info(ctx); err == nil {
-			s.Engine = info.Name
-		}
+		s.Engine = info.Name
 		if !again {
 			s.Restarts = 0
 		}
@@ -114,7 +112,7 @@ func (r *Reconciler) connect(ctx context.Context, g guest.Guest, held keeper.Hel
 	if err != nil {
 		return nil, err
 	}
-	e, err := r.engine(g)
+	e, _, err := r.engine(ctx, g)
 	if err != nil {
 		return nil, err
 	}

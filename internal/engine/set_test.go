@@ -1,0 +1,72 @@
+package engine
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/model/guest"
+)
+
+// fixed is an engine that only says what it is.
+type fixed struct {
+	Engine
+	info Info
+	err  error
+}
+
+func (f fixed) Info(context.Context) (Info, error) { return f.info, f.err }
+
+func hall() Set {
+	return Set{
+		fixed{info: Info{Name: "own", Model: guest.OS}},
+		fixed{info: Info{Name: "fast", Model: guest.VM, Missing: "the CPU cannot", Hint: "another CPU"}},
+		fixed{info: Info{Name: "slow", Model: guest.VM}},
+		fixed{info: Info{Name: "port", Model: guest.Paravirt}, err: errors.New("it broke")},
+		fixed{info: Info{Name: "other", Model: guest.Paravirt, Missing: "not installed", Hint: "apt-get install other"}},
+	}
+}
+
+func TestPick(t *testing.T) {
+	for _, c := range []struct {
+		model       guest.Model
+		named, want string
+		kind        errs.Kind
+		field, says string
+		hint        string
+	}{
+		{model: guest.OS, want: "own"},
+		{model: guest.VM, want: "slow"},
+		{model: guest.VM, named: "slow", want: "slow"},
+		{model: guest.VM, named: "fast", kind: errs.Unsupported, field: "engine", says: "fast cannot run here: the CPU cannot", hint: "another CPU"},
+		{model: guest.VM, named: "own", kind: errs.Invalid, field: "engine", says: "own runs guests of model os, not vm", hint: "--model os"},
+		{model: guest.VM, named: "none", kind: errs.Invalid, field: "engine", says: `no engine "none"`, hint: "lodge engine ls"},
+		{model: guest.Paravirt, kind: errs.Unsupported, field: "model", says: "paravirt cannot run here: it broke"},
+		{model: guest.Paravirt, named: "other", kind: errs.Unsupported, field: "engine", says: "not installed", hint: "apt-get install other"},
+		{model: "pod", kind: errs.Unsupported, field: "model", says: "no engine for guests of model pod"},
+	} {
+		e, i, err := hall().Pick(t.Context(), c.model, c.named)
+		if c.want != "" {
+			if err != nil || i.Name != c.want || e == nil {
+				t.Errorf("%s %q: %s, %v; want %s", c.model, c.named, i.Name, err, c.want)
+			}
+			continue
+		}
+		ours, ok := errors.AsType[*errs.Error](err)
+		if !ok || ours.Kind != c.kind || ours.Field != c.field || !strings.Contains(ours.Msg, c.says) || !strings.Contains(ours.Hint, c.hint) {
+			t.Errorf("%s %q: %#v", c.model, c.named, err)
+		}
+	}
+}
+
+func TestLimitsLeaveRoomForTheMonitor(t *testing.T) {
+	i := Info{Overhead: 10}
+	if l := i.Limits(guest.Spec{Memory: 100}, ""); l.Memory != 110 {
+		t.Errorf("memory %d, want 110", l.Memory)
+	}
+	if l := i.Limits(guest.Spec{}, ""); l.Memory != 0 {
+		t.Errorf("a guest without a limit got one: %d", l.Memory)
+	}
+}
