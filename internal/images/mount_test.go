@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/tool"
 )
 
 // Kernels before 6.12 can't mount an EROFS file without a loop device.
@@ -21,7 +23,7 @@ func TestTheLoopFallbackMounts(t *testing.T) {
 	if err := os.WriteFile(filepath.Join(tree, "hello"), []byte("there"), 0o644); err != nil {
 		t.Fatal(err)
 	}
-	if err := Need(map[string]string{"mkfs.erofs": "erofs-utils"}); err != nil {
+	if err := tool.Need("image.build", map[string]string{"mkfs.erofs": "erofs-utils"}); err != nil {
 		t.Skip(err)
 	}
 	told := func(string, uint64, uint64, string, string) {}

@@ -13,8 +13,6 @@ import (
 	"strings"
 	"sync"
 
-	"golang.org/x/sys/unix"
-
 	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
 	"lodge/internal/base/units"
@@ -151,11 +149,11 @@ const spaceHint = "free some space on the disk of the data directory (`lodge ima
 
 // room says NoSpace if fewer than need bytes are free.
 func (s *Store) room(need uint64) error {
-	var st unix.Statfs_t
-	if err := unix.Statfs(s.dir, &st); err != nil {
+	free, err := fsx.Free(s.dir)
+	if err != nil {
 		return fmt.Errorf("image store: %w", err)
 	}
-	if free := st.Bavail * uint64(st.Bsize); free < need {
+	if free < need {
 		return &errs.Error{
 			Op: "image.build", Kind: errs.NoSpace, Hint: spaceHint,
 			Msg: fmt.Sprintf("only %s are free where images are kept; a build needs %s", units.Bytes(free), units.Bytes(need)),
@@ -166,7 +164,7 @@ func (s *Store) room(need uint64) error {
 
 // full is err with the kind NoSpace if a full disk or quota caused it.
 func full(what string, err error) error {
-	if errors.Is(err, unix.ENOSPC) || errors.Is(err, unix.EDQUOT) {
+	if fsx.IsFull(err) {
 		return &errs.Error{Op: "image.build", Kind: errs.NoSpace, Msg: "the disk is full", Hint: spaceHint, Err: err}
 	}
 	return fmt.Errorf("%s: %w", what, err)

@@ -21,6 +21,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/tool"
 	"lodge/internal/images"
 	"lodge/internal/model/image"
 )
@@ -39,7 +40,7 @@ type source func(ctx context.Context, tree string) error
 
 func (source) Name() string { return "test" }
 func (source) Check(image.Spec) error {
-	return images.Need(map[string]string{"mkfs.erofs": "erofs-utils"})
+	return tool.Need("image.build", map[string]string{"mkfs.erofs": "erofs-utils"})
 }
 func (s source) Make(ctx context.Context, _ image.Spec, dir, out string, told images.Told) (image.Info, error) {
 	tree := filepath.Join(dir, "tree")

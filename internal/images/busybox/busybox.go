@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/tool"
 	"lodge/internal/images"
 	"lodge/internal/model/image"
 )
@@ -33,7 +34,7 @@ func (Source) Check(spec image.Spec) error {
 	if spec.Release != "" {
 		return errs.Bad("release", "busybox has no releases", "build it as just \"busybox\"")
 	}
-	if err := images.Need(map[string]string{"busybox": "busybox-static", "mkfs.erofs": "erofs-utils"}); err != nil {
+	if err := tool.Need("image.build", map[string]string{"busybox": "busybox-static", "mkfs.erofs": "erofs-utils"}); err != nil {
 		return err
 	}
 	_, err := static()

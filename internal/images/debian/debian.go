@@ -7,11 +7,12 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"slices"
 	"strings"
 	"sync"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/tool"
+	"lodge/internal/base/tool/apt"
 	"lodge/internal/images"
 	"lodge/internal/model/image"
 )
@@ -39,8 +40,6 @@ func codenames() map[string]string {
 	return map[string]string{"12": "bookworm", "13": "trixie", "sid": "sid"}
 }
 
-const keyring = "/usr/share/keyrings/debian-archive-keyring.gpg"
-
 // Check says Invalid for a release or variant that isn't built, and
 // Unsupported when the host lacks a program, Debian's keys or a mirror.
 func (s *Source) Check(spec image.Spec) error {
@@ -50,23 +49,11 @@ func (s *Source) Check(spec image.Spec) error {
 	if spec.Variant != image.Minimal && spec.Variant != image.Standard && spec.Variant != "" {
 		return errs.Bad("variant", fmt.Sprintf("%q is not a variant", spec.Variant), "use minimal or standard")
 	}
-	err := images.Need(map[string]string{"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "apt-get": "apt"})
+	err := tool.Need("image.build", map[string]string{"mmdebstrap": "mmdebstrap", "mkfs.erofs": "erofs-utils", "apt-get": "apt"})
 	if err != nil {
 		return err
 	}
-	if _, err := os.Stat(keyring); err != nil {
-		return &errs.Error{
-			Op: "image.build", Kind: errs.Unsupported, Msg: "this host lacks Debian's keys", Err: err,
-			Hint: "apt-get install debian-archive-keyring",
-		}
-	}
-	if readMirrors(s.apt, codenames()[spec.Release]) == nil {
-		return &errs.Error{
-			Op: "image.build", Kind: errs.Unsupported, Msg: "apt on this host knows no mirror of Debian",
-			Hint: "name one in " + s.apt + "/sources.list.d/debian.list: deb URL bookworm main",
-		}
-	}
-	return nil
+	return apt.Check(s.apt, codenames()[spec.Release])
 }
 
 // packages of a variant besides the essential ones and apt. Recommended
@@ -101,7 +88,7 @@ func (s *Source) Make(ctx context.Context, spec image.Spec, dir, out string, tol
 	}
 	defer done()
 	tree := filepath.Join(dir, "tree")
-	mirrors := readMirrors(s.apt, codename)
+	mirrors := apt.Mirrors(s.apt, codename)
 	if err := s.bootstrap(ctx, spec.Variant, codename, mirrors, tree, told); err != nil {
 		return image.Info{}, err
 	}
@@ -140,7 +127,7 @@ func (s *Source) turn(ctx context.Context, codename string, told images.Told) (d
 
 // bootstrap makes the tree. mmdebstrap runs in namespaces of its own, so that
 // what it mounts, the cache among it, is gone with it.
-func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string, mirrors []mirror, tree string, told images.Told) error {
+func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string, mirrors []apt.Mirror, tree string, told images.Told) error {
 	cache := filepath.Join(s.cache, codename)
 	if err := os.MkdirAll(cache, 0o755); err != nil {
 		return err
@@ -156,7 +143,7 @@ func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string
 		`--customize-hook=chroot "$1" apt-get --quiet autoclean`,
 		`--customize-hook=umount --lazy "$1/var/cache/apt/archives"`,
 	}
-	for _, o := range aptOptions(ctx) {
+	for _, o := range apt.Options(ctx) {
 		args = append(args, "--aptopt="+o)
 	}
 	for _, o := range dpkgOptions(v) {
@@ -164,35 +151,12 @@ func (s *Source) bootstrap(ctx context.Context, v image.Variant, codename string
 	}
 	args = append(args, codename, tree)
 	for _, m := range mirrors {
-		args = append(args, m.signed())
+		args = append(args, m.Signed())
 	}
 	p := &progress{told: told}
-	err := images.RunTool(ctx, []string{"LODGE_CACHE=" + cache, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}, p.line, "mmdebstrap", args...)
+	err := tool.Run(ctx, "image.build", []string{"LODGE_CACHE=" + cache, "LC_ALL=C.UTF-8", "DEBIAN_FRONTEND=noninteractive"}, p.line, "mmdebstrap", args...)
 	if err != nil {
-		return explain(err, p.troubles)
+		return apt.Explain("image.build", err, p.troubles)
 	}
 	return nil
-}
-
-// explain gives a failure the words and the kind of what apt said was wrong.
-func explain(err error, troubles []string) error {
-	said := strings.Join(troubles, "; ")
-	e := &errs.Error{Op: "image.build", Kind: errs.Internal, Err: err}
-	has := func(signs ...string) bool {
-		return slices.ContainsFunc(signs, func(s string) bool { return strings.Contains(said, s) })
-	}
-	switch {
-	case has("No space left on device", "don't have enough free space"):
-		e.Kind, e.Msg, e.Hint = errs.NoSpace, "the disk is full", "free some space on the disk of the data directory, then build it again"
-	case has("Could not resolve", "Temporary failure", "Could not connect", "Connection failed", "Unable to connect",
-		"Connection timed out", "Cannot initiate the connection", "Failed to fetch", "did not find any indices"):
-		e.Kind, e.Msg = errs.Unavailable, "the Debian mirror does not give what is needed: "+said
-		e.Hint = "check the network and the mirror in /etc/apt; what was fetched is kept"
-	case has("NO_PUBKEY", "not signed", "signatures couldn't be verified", "signatures were invalid"):
-		e.Kind, e.Msg = errs.Denied, "the mirror's signature can't be verified: "+said
-		e.Hint = "apt-get install debian-archive-keyring, or upgrade it"
-	default:
-		return err
-	}
-	return e
 }

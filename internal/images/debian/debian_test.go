@@ -27,35 +27,6 @@ func TestCheckNamesFieldAndFix(t *testing.T) {
 	}
 }
 
-func TestMirrors(t *testing.T) {
-	const main = "http://mirror.example/debian"
-	tests := []struct {
-		name, list, sources, codename string
-		want                          []mirror
-	}{
-		{"nothing of Debian", "deb http://archive.example/ubuntu noble main\n", "", "bookworm", nil},
-		{"one line, no updates", "# deb http://no.example/debian sid main\ndeb [arch=amd64] " + main + "/ bookworm main contrib\n", "", "trixie",
-			[]mirror{{main, "trixie", "main"}}},
-		{"stanzas", "", "Types: deb deb-src\n# old\nURIs: " + main + "\nSuites: bookworm\n bookworm-updates\nComponents: main\n\n" +
-			"Types: deb\nURIs: http://sec.example\nSuites: bookworm-security\nComponents: main\n\nTypes: deb\nEnabled: no\nURIs: http://off.example\nSuites: sid\nComponents: main\n",
-			"bookworm", []mirror{{main, "bookworm", "main"}, {main, "bookworm-updates", "main"}, {"http://sec.example", "bookworm-security", "main"}}},
-		{"sid has one suite", "deb " + main + " bookworm main\ndeb " + main + " bookworm-updates main\n", "", "sid", []mirror{{main, "sid", "main"}}},
-		{"a vendor's suite", "deb [signed-by=/usr/share/keyrings/vendor.gpg] http://vendor.example/debian bookworm main\ndeb " + main + " bookworm main\n", "", "bookworm",
-			[]mirror{{main, "bookworm", "main"}}},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			dir := t.TempDir()
-			must(t, os.Mkdir(filepath.Join(dir, "sources.list.d"), 0o755))
-			must(t, os.WriteFile(filepath.Join(dir, "sources.list"), []byte(tt.list), 0o644))
-			must(t, os.WriteFile(filepath.Join(dir, "sources.list.d/debian.sources"), []byte(tt.sources), 0o644))
-			if got := readMirrors(dir, tt.codename); !slices.Equal(got, tt.want) {
-				t.Errorf("got  %v\nwant %v", got, tt.want)
-			}
-		})
-	}
-}
-
 func TestProgressIsHonest(t *testing.T) {
 	type step struct {
 		name        string
@@ -89,19 +60,6 @@ func TestProgressIsHonest(t *testing.T) {
 	}
 	if len(p.troubles) != 1 {
 		t.Errorf("troubles: %v", p.troubles)
-	}
-}
-
-func TestFailuresAreExplained(t *testing.T) {
-	for said, kind := range map[string]errs.Kind{
-		"E: Could not resolve 'mirror.example'":                     errs.Unavailable,
-		"W: GPG error: NO_PUBKEY 0E98":                              errs.Denied,
-		"dpkg-deb: error: failed to write: No space left on device": errs.NoSpace,
-		"E: something else":                                         errs.Internal,
-	} {
-		if err := explain(context.DeadlineExceeded, []string{said}); errs.KindOf(err) != kind {
-			t.Errorf("%q: %v, want kind %v", said, err, kind)
-		}
 	}
 }
 

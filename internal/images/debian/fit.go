@@ -10,6 +10,7 @@ import (
 	"strings"
 	"time"
 
+	"lodge/internal/base/tool/apt"
 	"lodge/internal/model/image"
 )
 
@@ -67,7 +68,7 @@ func dpkgOptions(v image.Variant) []string {
 // fit turns a fresh installation into an image: nothing of the host, no
 // identity of its own, and quick to boot as a guest of any model. The tree is
 // Debian's own work, so its links are trusted.
-func fit(tree string, v image.Variant, mirrors []mirror, epoch time.Time) error {
+func fit(tree string, v image.Variant, mirrors []apt.Mirror, epoch time.Time) error {
 	t := tweak{tree: tree}
 	t.sources(mirrors)
 	t.impersonal(epoch)
@@ -129,10 +130,10 @@ func (t *tweak) link(target, name string) {
 
 // sources gives the guest the mirrors that it was built from, without the
 // host's way to them.
-func (t *tweak) sources(mirrors []mirror) {
+func (t *tweak) sources(mirrors []apt.Mirror) {
 	var b strings.Builder
 	for _, m := range mirrors {
-		fmt.Fprintf(&b, "deb %s %s %s\n", m.uri, m.suite, m.components)
+		fmt.Fprintf(&b, "deb %s %s %s\n", m.URI, m.Suite, m.Components)
 	}
 	t.write("etc/apt/sources.list", b.String())
 	t.remove("etc/apt/sources.list.d/*", "etc/apt/apt.conf.d/99mmdebstrap")

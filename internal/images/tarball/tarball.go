@@ -15,6 +15,7 @@ import (
 
 	"lodge/internal/base/errs"
 	"lodge/internal/base/ids"
+	"lodge/internal/base/tool"
 	"lodge/internal/base/treetar"
 	"lodge/internal/base/units"
 	"lodge/internal/images"
@@ -62,7 +63,7 @@ func (s *Source) Check(spec image.Spec) error {
 			Msg: "the uploaded file is not there any more", Hint: "import it again",
 		}
 	}
-	return images.Need(map[string]string{"mkfs.erofs": "erofs-utils"})
+	return tool.Need("image.build", map[string]string{"mkfs.erofs": "erofs-utils"})
 }
 
 // Make packs the image of an upload. The upload stays; see Discard.

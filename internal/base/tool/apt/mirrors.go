@@ -1,4 +1,6 @@
-package debian
+// Package apt reads how the host gets its Debian packages, and gets packages of
+// other releases the same way without installing anything.
+package apt
 
 import (
 	"context"
@@ -10,16 +12,16 @@ import (
 	"strings"
 )
 
-// mirror is a source of packages as apt reads it.
-type mirror struct {
-	uri        string
-	suite      string
-	components string
+// Mirror is a source of packages as apt reads it.
+type Mirror struct {
+	URI        string
+	Suite      string
+	Components string
 }
 
-// signed is the line for mmdebstrap, which checks with Debian's own keys.
-func (m mirror) signed() string {
-	return fmt.Sprintf("deb [signed-by=%s] %s %s %s", keyring, m.uri, m.suite, m.components)
+// Signed is its line of sources.list(5), checked with Debian's own keys.
+func (m Mirror) Signed() string {
+	return fmt.Sprintf("deb [signed-by=%s] %s %s %s", Keyring, m.URI, m.Suite, m.Components)
 }
 
 // entry is one source of the host's configuration.
@@ -33,11 +35,11 @@ type entry struct {
 // vendor may call its suite "bookworm" too.
 func (e entry) vendor() bool { return e.keys != "" && !strings.Contains(e.keys, "debian-archive") }
 
-// readMirrors says where the packages of a codename come from: the mirrors
+// Mirrors says where the packages of a codename come from: the mirrors
 // that the host uses for its own Debian, with the suite exchanged. The updates
 // and security suites are taken if the host takes its own; sid has neither. A
 // host whose apt says nothing of Debian has none.
-func readMirrors(etcApt, codename string) []mirror {
+func Mirrors(etcApt, codename string) []Mirror {
 	var entries []entry
 	if b, err := os.ReadFile(filepath.Join(etcApt, "sources.list")); err == nil {
 		entries = append(entries, parseList(string(b))...)
@@ -58,8 +60,8 @@ func readMirrors(etcApt, codename string) []mirror {
 	return choose(entries, codename)
 }
 
-// choose is the decision of readMirrors.
-func choose(entries []entry, codename string) []mirror {
+// choose is the decision of Mirrors.
+func choose(entries []entry, codename string) []Mirror {
 	base, updates, security := "", "", ""
 	for _, e := range entries {
 		first := func(to *string) {
@@ -81,15 +83,15 @@ func choose(entries []entry, codename string) []mirror {
 	if base == "" {
 		return nil
 	}
-	mirrors := []mirror{{base, codename, "main"}}
+	mirrors := []Mirror{{base, codename, "main"}}
 	if codename == "sid" {
 		return mirrors
 	}
 	if updates != "" {
-		mirrors = append(mirrors, mirror{updates, codename + "-updates", "main"})
+		mirrors = append(mirrors, Mirror{updates, codename + "-updates", "main"})
 	}
 	if security != "" {
-		mirrors = append(mirrors, mirror{security, codename + "-security", "main"})
+		mirrors = append(mirrors, Mirror{security, codename + "-security", "main"})
 	}
 	return mirrors
 }
@@ -158,9 +160,9 @@ func parseDeb822(s string) (entries []entry) {
 	return entries
 }
 
-// aptOptions are the host's options of how to reach mirrors (a proxy), which
-// mmdebstrap does not take over itself. The image doesn't keep them.
-func aptOptions(ctx context.Context) (options []string) {
+// Options are the host's options of how to reach mirrors: a proxy, and whether
+// an old index is taken for what it is.
+func Options(ctx context.Context) (options []string) {
 	out, err := exec.CommandContext(ctx, "apt-config", "dump").Output()
 	if err != nil {
 		return nil // apt-get will say what is wrong
@@ -169,7 +171,7 @@ func aptOptions(ctx context.Context) (options []string) {
 		line = strings.TrimSpace(line)
 		name, _, _ := strings.Cut(line, " ")
 		name = strings.ToLower(name)
-		if strings.HasPrefix(name, "acquire::") && strings.Contains(name, "proxy") {
+		if strings.HasPrefix(name, "acquire::") && (strings.Contains(name, "proxy") || strings.HasSuffix(name, "::check-valid-until")) {
 			options = append(options, strings.TrimSuffix(line, ";"))
 		}
 	}
