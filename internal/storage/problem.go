@@ -44,6 +44,18 @@ func CheckVolume(volume string) error {
 	return errs.Bad("volume", "is not a volume's name", "a guest's id: up to 64 letters, digits, '-', '_' and '.'")
 }
 
+// CheckSnapshot refuses a name of a volume, or of a snapshot of it, that is not a
+// safe single path element.
+func CheckSnapshot(volume, name string) error {
+	if err := CheckVolume(volume); err != nil {
+		return err
+	}
+	if SafeName(name) {
+		return nil
+	}
+	return errs.Bad("snapshot", "is not a snapshot's name on a pool", "up to 64 letters, digits, '-', '_' and '.'")
+}
+
 // List returns the volumes that lie as folders in dir, sorted.
 func List(dir string) ([]string, error) {
 	entries, err := os.ReadDir(dir)

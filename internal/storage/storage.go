@@ -28,14 +28,37 @@ type Volumes interface {
 	Path(volume string) string
 	SetQuota(ctx context.Context, volume string, quota uint64) error
 	Usage(ctx context.Context, volume string) (used uint64, err error)
-	// Remove returns once the volume is out of the way; freeing its space may
-	// go on behind.
+	// Remove returns once the volume and its snapshots are out of the way;
+	// freeing their space may go on behind.
 	Remove(ctx context.Context, volume string) error
+}
+
+// Snapshots are moments that volumes can go back to. All methods are idempotent:
+// a snapshot that is there already is as good as a new one. They happen wholly
+// or not at all, even when the host goes down.
+type Snapshots interface {
+	// Snapshot keeps what the volume holds at one moment. Nothing may write to
+	// the volume meanwhile; where taking it is one act of the file system, it
+	// returns at once.
+	Snapshot(ctx context.Context, volume, name string) error
+	// Restore makes the volume what it was then, in place of what it is now;
+	// its quota stays. Nobody may use the volume.
+	Restore(ctx context.Context, volume, name string) error
+	RemoveSnapshot(ctx context.Context, volume, name string) error
+	Snapshots(ctx context.Context, volume string) ([]string, error)
+	// SnapshotPath returns where a snapshot's directory is. It does no I/O;
+	// what is in it must not be changed.
+	SnapshotPath(volume, name string) string
+	// Clone makes a volume of what another holds, or held when a snapshot of
+	// it was taken. The new one has no quota; Create gives it one. A volume
+	// that is there already is left as it is.
+	Clone(ctx context.Context, from, snapshot, to string) error
 }
 
 // Pool is an open pool.
 type Pool interface {
 	Volumes
+	Snapshots
 	Space(ctx context.Context) (Space, error)
 	// Quota says how a quota is kept: "enforced (squota)", "soft: counted,
 	// not enforced".

@@ -149,10 +149,13 @@ func (p *btrfsPool) ready(ctx context.Context, spec pool.Spec) error {
 	if err := os.Chmod(p.root, 0o700); err != nil { // a set-user-id file of a guest must be out of reach
 		return err
 	}
-	for _, sub := range []string{"volumes", "trash"} {
+	for _, sub := range []string{"volumes", "trash", "snapshots", "incoming"} {
 		if err := os.MkdirAll(filepath.Join(p.root, sub), 0o700); err != nil {
 			return err
 		}
+	}
+	if err := p.incoming().Sweep(p.discard); err != nil {
+		return err
 	}
 	if err := enableQuota(p.root); err != nil {
 		return err
@@ -165,12 +168,15 @@ func (p *btrfsPool) ready(ctx context.Context, spec pool.Spec) error {
 	return nil
 }
 
+// simple is what is said where the kernel counts what each subvolume wrote.
+const simple = "enforced (squota)"
+
 // quotaWords tells how the kernel keeps quotas on the file system, from what
 // it says in /sys: full groups are all that kernels without a mode file know.
 func quotaWords(sys string) string {
 	mode, err := os.ReadFile(filepath.Join(sys, "qgroups", "mode"))
 	if err == nil && strings.TrimSpace(string(mode)) == "squota" {
-		return "enforced (squota)"
+		return simple
 	}
 	return "enforced (qgroup)"
 }

@@ -15,6 +15,7 @@ import (
 // Requests and structures of linux/btrfs.h. The sizes in the request numbers
 // are checked by the kernel, and by a test here.
 const (
+	iocSnapCreate   = 0x50009401 // _IOW(0x94, 1, struct btrfs_ioctl_vol_args)
 	iocSubvolCreate = 0x5000940e // _IOW(0x94, 14, struct btrfs_ioctl_vol_args)
 	iocSnapDestroy  = 0x5000940f // _IOW(0x94, 15, struct btrfs_ioctl_vol_args)
 	iocInoLookup    = 0xd0009412 // _IOWR(0x94, 18, struct btrfs_ioctl_ino_lookup_args)
@@ -105,6 +106,22 @@ func createSubvolume(path string) error {
 		return err
 	}
 	return onDir(filepath.Dir(path), "btrfs create subvolume "+filepath.Base(path)+" in", iocSubvolCreate, unsafe.Pointer(a))
+}
+
+// snapshotSubvolume makes path a subvolume that shares all that from holds. It
+// waits until what was written to from is part of it.
+func snapshotSubvolume(from, path string) error {
+	a, err := namedArgs(filepath.Base(path))
+	if err != nil {
+		return err
+	}
+	fd, err := unix.Open(from, unix.O_RDONLY|unix.O_DIRECTORY|unix.O_NOFOLLOW|unix.O_CLOEXEC, 0)
+	if err != nil {
+		return &os.PathError{Op: "open", Path: from, Err: err}
+	}
+	defer unix.Close(fd)
+	a.Fd = int64(fd)
+	return onDir(filepath.Dir(path), "btrfs snapshot "+from+" in", iocSnapCreate, unsafe.Pointer(a))
 }
 
 // destroySubvolume unlinks a subvolume; the kernel frees its space behind.

@@ -36,6 +36,7 @@ type btrfsPool struct {
 	quota       string
 	log         *slog.Logger
 	mu          sync.RWMutex // held for writing by Destroy, so that no volume is made meanwhile
+	shared      sync.Mutex   // held while snapshots of volumes are made, used or removed
 	woken       chan struct{}
 	stopCleaner context.CancelFunc
 	cleaner     sync.WaitGroup
@@ -83,7 +84,7 @@ func (p *btrfsPool) Create(_ context.Context, volume string, quota uint64) error
 	}
 	err := errors.Join(hide(path), storage.Furnish(path))
 	if err == nil {
-		err = p.limit(path, quota)
+		err = p.limit(volume, quota, 0)
 	}
 	return storage.Failed("volume.create", ref, err)
 }
@@ -117,13 +118,25 @@ func (p *btrfsPool) SetQuota(_ context.Context, volume string, quota uint64) err
 	if err := storage.CheckVolume(volume); err != nil {
 		return err
 	}
-	return storage.Failed("volume.quota", "volume/"+volume, p.limit(p.Path(volume), quota))
+	return storage.Failed("volume.quota", "volume/"+volume, p.limit(volume, quota, 0))
 }
 
-func (p *btrfsPool) limit(path string, quota uint64) error {
-	id, err := subvolumeID(path)
+// limit sets the quota of a volume. What its snapshots hold comes on top: as much
+// as is known of them, and at least held if the kernel counts it.
+func (p *btrfsPool) limit(volume string, quota, held uint64) error {
+	id, err := subvolumeID(p.Path(volume))
 	if err != nil {
 		return err
+	}
+	if quota != 0 {
+		known, err := p.heldBySnapshots(volume, id)
+		if err != nil {
+			return err
+		}
+		if p.quota == simple {
+			known = max(known, held)
+		}
+		quota += known
 	}
 	err = limitSubvolume(p.root, id, quota)
 	if quota == 0 && errors.Is(err, unix.ENOENT) {
@@ -133,7 +146,9 @@ func (p *btrfsPool) limit(path string, quota uint64) error {
 }
 
 // Usage is what the kernel has counted. It counts when it commits, so it runs
-// behind writes by up to 30 s; the limit does not.
+// behind writes by up to 30 s; the limit does not. Where quotas are simple, what
+// a volume shares with the one that it was cloned from does not count, and what
+// only a snapshot still holds does.
 func (p *btrfsPool) Usage(_ context.Context, volume string) (uint64, error) {
 	n, err := p.qgroupNumber(volume, "referenced")
 	return n, storage.Failed("volume.usage", "volume/"+volume, err)
@@ -157,10 +172,15 @@ func (p *btrfsPool) Gauges(volume string) (storage.Gauges, error) {
 // QuotaOf returns the quota in bytes that holds for volume, 0 for none.
 func (p *btrfsPool) QuotaOf(volume string) (uint64, error) {
 	n, err := p.qgroupNumber(volume, "max_referenced")
-	if n == clearLimit {
-		n = 0
+	if n == clearLimit || n == 0 || err != nil {
+		return 0, storage.Failed("volume.quota", "volume/"+volume, err)
 	}
-	return n, storage.Failed("volume.quota", "volume/"+volume, err)
+	id, err := subvolumeID(p.Path(volume))
+	if err != nil {
+		return 0, storage.Failed("volume.quota", "volume/"+volume, err)
+	}
+	held, err := p.heldBySnapshots(volume, id)
+	return n - min(n, held), storage.Failed("volume.quota", "volume/"+volume, err)
 }
 
 // qgroupDir returns where the kernel shows the volume's quota group.
@@ -189,19 +209,30 @@ func (p *btrfsPool) qgroupNumber(volume, what string) (uint64, error) {
 
 // Remove moves the volume out of the way; the subvolume is destroyed behind,
 // since that takes as long as a guest has files in the kernel's caches.
-func (p *btrfsPool) Remove(_ context.Context, volume string) error {
-	if err := storage.CheckVolume(volume); err != nil {
+func (p *btrfsPool) Remove(ctx context.Context, volume string) error {
+	names, err := p.Snapshots(ctx, volume)
+	if err != nil {
 		return err
 	}
-	err := os.Rename(p.Path(volume), filepath.Join(p.root, "trash", volume+"."+ids.New()))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
-	}
-	if err != nil {
+	if err := p.discard(p.Path(volume)); err != nil {
 		return storage.Failed("volume.remove", "volume/"+volume, err)
+	}
+	for _, name := range names {
+		if err := p.RemoveSnapshot(ctx, volume, name); err != nil {
+			return err
+		}
 	}
 	p.wake()
 	return nil
+}
+
+// discard moves a subvolume to the trash. One that is not there is fine.
+func (p *btrfsPool) discard(path string) error {
+	err := os.Rename(path, filepath.Join(p.root, "trash", filepath.Base(path)+"."+ids.New()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func (p *btrfsPool) wake() {

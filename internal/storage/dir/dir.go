@@ -51,14 +51,20 @@ func (d *Driver) Open(_ context.Context, name string, spec pool.Spec, dir string
 	}
 	p := &dirPool{ref: ref, root: root, log: d.log.With("pool", name), usage: newUsageCache()}
 	// 0700: a set-user-id file of a guest must be out of reach for the host's users.
-	for _, sub := range []string{p.sub("volumes"), p.sub("quotas"), p.sub("trash")} {
-		if err := os.MkdirAll(sub, 0o700); err != nil {
+	for _, sub := range subs {
+		if err := os.MkdirAll(p.sub(sub), 0o700); err != nil {
 			return nil, storage.Failed("pool.open", ref, err)
 		}
+	}
+	if err := p.incoming().Sweep(p.discard); err != nil {
+		return nil, storage.Failed("pool.open", ref, err)
 	}
 	p.cleaner = newCleaner(p.sub("trash"), p.log)
 	return p, nil
 }
+
+// subs are the folders of a pool.
+var subs = []string{"incoming", "snapshots", "trash", "quotas", "volumes"}
 
 type dirPool struct {
 	ref     string
@@ -159,13 +165,18 @@ func (p *dirPool) Usage(ctx context.Context, volume string) (uint64, error) {
 	return n, storage.Failed("volume.usage", "volume/"+volume, err)
 }
 
-func (p *dirPool) Remove(_ context.Context, volume string) error {
-	if err := storage.CheckVolume(volume); err != nil {
+func (p *dirPool) Remove(ctx context.Context, volume string) error {
+	names, err := p.Snapshots(ctx, volume)
+	if err != nil {
 		return err
 	}
-	err := os.Rename(p.Path(volume), filepath.Join(p.sub("trash"), volume+"."+ids.New()))
-	if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := p.discard(p.Path(volume)); err != nil {
 		return storage.Failed("volume.remove", "volume/"+volume, err)
+	}
+	for _, name := range names {
+		if err := p.RemoveSnapshot(ctx, volume, name); err != nil {
+			return err
+		}
 	}
 	p.usage.forget(volume)
 	if err := os.Remove(p.quotaFile(volume)); err != nil && !errors.Is(err, fs.ErrNotExist) {
@@ -173,6 +184,15 @@ func (p *dirPool) Remove(_ context.Context, volume string) error {
 	}
 	p.cleaner.wake()
 	return nil
+}
+
+// discard moves a folder to the trash. One that is not there is fine.
+func (p *dirPool) discard(path string) error {
+	err := os.Rename(path, filepath.Join(p.sub("trash"), filepath.Base(path)+"."+ids.New()))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
 }
 
 func (p *dirPool) Close() error {
@@ -197,7 +217,7 @@ func (p *dirPool) Destroy(ctx context.Context) error {
 	if err := emptyTrash(ctx, p.sub("trash")); err != nil {
 		return storage.Failed("pool.destroy", p.ref, err)
 	}
-	for _, sub := range []string{"trash", "quotas", "volumes"} {
+	for _, sub := range subs {
 		if err := os.RemoveAll(p.sub(sub)); err != nil {
 			return storage.Failed("pool.destroy", p.ref, err)
 		}

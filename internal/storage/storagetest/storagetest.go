@@ -83,6 +83,10 @@ func Run(t *testing.T, fresh func(t testing.TB) Case) {
 		"concurrency": concurrency,
 		"names":       names,
 		"space":       space,
+		"snapshots":   snapshots,
+		"clones":      clones,
+		"rewriting":   rewriting,
+		"cut off":     cutOff,
 	} {
 		t.Run(name, func(t *testing.T) { part(t, fresh(t)) })
 	}
