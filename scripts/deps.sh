@@ -8,7 +8,7 @@ set -euo pipefail
 build="gcc:gcc /usr/include/linux/mount.h:linux-libc-dev /usr/include/stdio.h:libc6-dev"
 run="mmdebstrap:mmdebstrap mkfs.erofs:erofs-utils mkfs.btrfs:btrfs-progs nft:nftables ip:iproute2 busybox:busybox-static
  /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring"
-test="$run curl:curl jq:jq tmux:tmux"
+test="$run curl:curl jq:jq tmux:tmux dhclient:isc-dhcp-client"
 bench="$build $test crun:crun runc:runc lxc-start:lxc newuidmap:uidmap lxd:lxd"
 
 purpose=${1:?build, run, test or bench}

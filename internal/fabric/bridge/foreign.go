@@ -53,11 +53,15 @@ func places(chains []*nftables.Chain, nm names) []place {
 		if c := find("INPUT"); c != nil && drops(c) {
 			out = append(out, place{c, [][]expr.Any{
 				exception(rule(iif(nm.root), portMatch("udp", 53))),
-				exception(rule(iif(nm.root), portMatch("tcp", 53)))}})
+				exception(rule(iif(nm.root), portMatch("tcp", 53))),
+				exception(rule(iif(nm.root), portMatch("udp", dhcp[fam])))}})
 		}
 	}
 	return out
 }
+
+// dhcp is the port that guests ask for their addresses at.
+var dhcp = map[nftables.TableFamily]uint16{nftables.TableFamilyIPv4: 67, nftables.TableFamilyIPv6: 547}
 
 func drops(c *nftables.Chain) bool { return c.Policy != nil && *c.Policy == nftables.ChainPolicyDrop }
 
@@ -78,8 +82,8 @@ func portMatch(proto string, port uint16) []expr.Any {
 	return rule(metaIs(expr.MetaKeyL4PROTO, []byte{number}), one(m))
 }
 
-// plant puts the network's exceptions where they belong. A chain that has any
-// is taken to have all of them, so that it may be called often.
+// plant puts the network's exceptions where they belong. A chain that has as
+// many as it should is taken to have them all, so that it may be called often.
 func (c *nft) plant(nm names) error {
 	c.mu.Lock()
 	chains, err := c.conn.ListChains()
@@ -90,11 +94,16 @@ func (c *nft) plant(nm names) error {
 	var failed []error
 	for _, p := range places(chains, nm) {
 		there, err := c.planted(p.chain, nm.note)
-		if err != nil || len(there) > 0 {
+		if err != nil || len(there) == len(p.rules) {
 			failed = append(failed, err)
 			continue
 		}
 		failed = append(failed, c.batch("exception in "+p.chain.Name, func(c *nftables.Conn) error {
+			for _, r := range there {
+				if err := c.DelRule(r); err != nil {
+					return err
+				}
+			}
 			for _, r := range p.rules {
 				c.InsertRule(&nftables.Rule{Table: p.chain.Table, Chain: p.chain, Exprs: r,
 					UserData: userdata.AppendString(nil, userdata.TypeComment, nm.note)})

@@ -74,6 +74,7 @@ func TestBesideOtherFirewalls(t *testing.T) {
 			if again := ruleset(t); counted(again) != counted(have) {
 				t.Errorf("ensured again, rules changed:\n%s\nfrom\n%s", again, have)
 			}
+			holds(t, client(t, blank(t, f, 4), "busybox", ask4...), "ACTION=bound", "ip=10.77.0.4")
 			if list, err := d.Obstacles(); err != nil || len(list) != 0 {
 				t.Errorf("obstacles: %v, %v", list, err)
 			}

@@ -5,6 +5,7 @@ import (
 	"net"
 	"net/netip"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -22,6 +23,7 @@ const (
 	setIPv4  = "ipv4"  // device . IPv4 address that it may send from
 	setIPv6  = "ipv6"  // device . IPv6 address that it may send from
 	setLoops = "loops" // device . the same device
+	setAsks  = "asks"  // device that asks for its addresses, and how often
 )
 
 func guardTable(name string) *nftables.Table {
@@ -37,6 +39,9 @@ func guardSet(t *nftables.Table, name string) *nftables.Set {
 	if d, ok := second[name]; ok {
 		s.KeyType = nftables.MustConcatSetType(nftables.TypeIFName, d)
 	}
+	if name == setAsks {
+		s.Dynamic, s.HasTimeout, s.Timeout = true, true, time.Minute
+	}
 	return s
 }
 
@@ -47,6 +52,7 @@ const (
 	ip6Length, ip6Source                          = 4, 8
 	ndTarget, ndOption                            = 8, 24 // from the ICMPv6 header
 	rsOption                                      = 8
+	dhcpMAC                                       = 8 + 28 // from the UDP header: what the client calls itself
 
 	typeRS, typeRA, typeNS, typeNA, typeRedirect = 133, 134, 135, 136, 137
 	typeMLDv2                                    = 143
@@ -68,11 +74,21 @@ func udpPorts(src, dst uint16) []expr.Any {
 		fieldIs(expr.PayloadBaseTransportHeader, 0, append(be16(src), be16(dst)...)))
 }
 
+// tooOften matches when a port has asked the host for its addresses more often
+// than any guest does: what each question costs the daemon is bounded, port by
+// port.
+func tooOften() []expr.Any {
+	return rule(meta(expr.MetaKeyIIFNAME, reg1), one(&expr.Dynset{
+		SrcRegKey: reg1, SetName: setAsks, Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: time.Minute,
+		Exprs: one(&expr.Limit{Type: expr.LimitTypePkts, Rate: 20, Unit: expr.LimitTimeSecond, Burst: 40, Over: true}),
+	}))
+}
+
 // guard queues the table that lets a port speak only for itself.
 func guard(c *nftables.Conn, name string) error {
 	l := &layout{c: c, table: guardTable(name)}
 	c.AddTable(l.table)
-	for _, s := range []string{setPorts, setMACs, setIPv4, setIPv6, setLoops} {
+	for _, s := range []string{setPorts, setMACs, setIPv4, setIPv6, setLoops, setAsks} {
 		l.set(guardSet(l.table, s))
 	}
 	drop, accept := verdict(expr.VerdictDrop), verdict(expr.VerdictAccept)
@@ -86,12 +102,20 @@ func guard(c *nftables.Conn, name string) error {
 		// A probe (RFC 5227) asks before it has an address.
 		rule(fieldIs(ip, arpOp, be16(1)), fieldIs(ip, arpSenderIP, any4[:]), accept),
 		drop)
+	// A client that has no address goes by what it says its MAC is, which may
+	// be no other's. A packet that does not say is none.
+	own := rule(portAnd(th, dhcpMAC, 6), in(setMACs))
+	l.chain(&nftables.Chain{Name: "ask4"},
+		rule(tooOften(), drop),
+		rule(own, portAnd(ip, ip4Source, 4), in(setIPv4), accept),
+		rule(own, fieldIs(ip, ip4Source, any4[:]), accept),
+		drop)
 	l.chain(&nftables.Chain{Name: "ip4"},
 		// 127.0.0.0/8 of the host is not the guests' (see bridgeSysctls).
 		rule(fieldIs(ip, ip4Dest, []byte{127}), drop),
 		rule(metaIs(expr.MetaKeyL4PROTO, []byte{unix.IPPROTO_UDP}), fieldIs(th, 0, be16(67)), drop),
+		rule(udpPorts(68, 67), jump("ask4")),
 		rule(portAnd(ip, ip4Source, 4), in(setIPv4), accept),
-		rule(fieldIs(ip, ip4Source, any4[:]), udpPorts(68, 67), accept),
 		drop)
 	// 32 bytes are the message and one link-layer option: nothing can hide
 	// behind the first.
@@ -119,6 +143,8 @@ func guard(c *nftables.Conn, name string) error {
 		rule(udpPorts(547, 546), drop),
 		rule(icmp6(typeNA), jump("na")),
 		rule(icmp6(typeNS), jump("ns")),
+		rule(udpPorts(546, 547), tooOften(), drop),
+		rule(icmp6(typeRS), tooOften(), drop),
 		rule(icmp6(typeRS), fieldIs(th, rsOption, []byte{1, 1}), portAnd(th, rsOption+2, 6), notIn(setMACs), drop),
 		rule(portAnd(ip, ip6Source, 16), in(setIPv6), accept),
 		rule(fieldIs(ip, ip6Source, any6[:]), icmp6(typeRS), accept),
@@ -147,6 +173,10 @@ func (l *layout) quiet() {
 		Hooknum: nftables.ChainHookForward, Priority: nftables.ChainPriorityRef(-300)},
 		rule(load(link, 0, 1, reg1), masked(1, []byte{1}), cmp(expr.CmpOpEq, []byte{0}), accept),
 		rule(meta(expr.MetaKeyOIFNAME, reg1), notIn(setPorts), accept),
+		// What asks for addresses and routers is for the host alone.
+		rule(etherType(unix.ETH_P_IP), udpPorts(68, 67), drop),
+		rule(etherType(unix.ETH_P_IPV6), udpPorts(546, 547), drop),
+		rule(etherType(unix.ETH_P_IPV6), icmp6(typeRS), drop),
 		// A port in hairpin mode must not hear its own broadcasts: its
 		// duplicate address probe would find a duplicate.
 		rule(meta(expr.MetaKeyOIFNAME, reg1), meta(expr.MetaKeyIIFNAME, reg2), in(setLoops), drop),

@@ -148,7 +148,7 @@ func TestSpoofing(t *testing.T) {
 		{"gateway's IPv4", false, ether(bm, am, 0x800, ip4(17, third4, b4, udp(9, 9, mark)))},
 		{"foreign IPv4", false, ether(bm, am, 0x800, ip4(17, netip.MustParseAddr("192.0.2.9"), b4, udp(9, 9, mark)))},
 		{"to the host's loopback", false, ether(bm, am, 0x800, ip4(17, a4, netip.MustParseAddr("127.0.0.1"), udp(9, 9, mark)))},
-		{"DHCP discovery", true, ether(all, am, 0x800, ip4(17, any4, netip.MustParseAddr("255.255.255.255"), udp(68, 67, mark)))},
+		{"DHCP discovery, which is for the host alone", false, ether(all, am, 0x800, ip4(17, any4, netip.MustParseAddr("255.255.255.255"), udp(68, 67, mark)))},
 		{"no IPv4 yet, but not DHCP", false, ether(all, am, 0x800, ip4(17, any4, b4, udp(9, 9, mark)))},
 		{"DHCP offer", false, ether(bm, am, 0x800, ip4(17, a4, b4, udp(67, 68, mark)))},
 		{"honest ARP request", true, ether(all, am, 0x806, arp(1, am, a4, all, b4, mark))},

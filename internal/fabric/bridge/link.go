@@ -281,7 +281,9 @@ func bridgeSysctls(dev string, v4, v6 bool) error {
 	if !v6 {
 		return nil
 	}
-	for _, kv := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"autoconf", "0"}} {
+	// Nobody else can have the bridge's addresses, and a router must not be
+	// advertised from one that is still being probed.
+	for _, kv := range [][2]string{{"disable_ipv6", "0"}, {"accept_ra", "0"}, {"autoconf", "0"}, {"dad_transmits", "0"}} {
 		if err := sysctl("net/ipv6/conf/"+dev+"/"+kv[0], kv[1]); err != nil {
 			return err
 		}

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net"
 	"net/netip"
 	"slices"
 	"strings"
@@ -43,6 +44,8 @@ type Network struct {
 	forwards []fabric.Forward
 	resolver *resolver
 	hairpin  *hairpin
+	lender   *lender
+	who      tenants
 }
 
 var _ fabric.Fabric = (*Network)(nil)
@@ -113,6 +116,7 @@ func (n *Network) load() error {
 		n.ports[strings.TrimRight(string(e.Key), "\x00")] = p
 		n.count[p.master]++
 	}
+	n.who.set(n.ports)
 	for i := 1; i <= leaves; i++ {
 		if n.count[n.names.leaf(i)] > 0 {
 			if err := n.ensureLeaf(i); err != nil {
@@ -224,6 +228,10 @@ func (n *Network) Plug(_ context.Context, p fabric.Port) (fabric.Socket, error) 
 			n.count[want.master]++
 		}
 		n.ports[p.Device] = want
+		if plugged {
+			n.who.drop(old)
+		}
+		n.who.add(want)
 		err = setNeighbours(n.index, want.mac, want.v4, want.v6)
 		if n.isTarget(want) {
 			n.hairpin.want(n.targets())
@@ -301,6 +309,7 @@ func (n *Network) Unplug(_ context.Context, device string) error {
 		return wrap("network.unplug", n.name, err)
 	}
 	delete(n.ports, device)
+	n.who.drop(old)
 	n.count[old.master]--
 	return nil
 }
@@ -411,6 +420,10 @@ func (n *Network) stop() error {
 		failed = append(failed, n.resolver.close())
 		n.resolver = nil
 	}
+	if n.lender != nil {
+		failed = append(failed, n.lender.close())
+		n.lender = nil
+	}
 	if n.nft != nil {
 		failed = append(failed, n.nft.close())
 		n.nft = nil
@@ -431,6 +444,10 @@ func (n *Network) serve() error {
 		}
 		n.hairpin = h
 	}
+	if err := n.serveAddresses(); err != nil {
+		// Guests that are given their addresses by Lodge need none of it.
+		n.log.Warn("guests that ask for their addresses get none", "err", err)
+	}
 	if n.resolver != nil && n.resolver.zone.matches(n.spec) {
 		return nil
 	}
@@ -446,4 +463,25 @@ func (n *Network) serve() error {
 	}
 	n.resolver = r
 	return nil
+}
+
+// serveAddresses answers DHCP and advertises the router, in the terms of the
+// present spec.
+func (n *Network) serveAddresses() error {
+	dev, err := net.InterfaceByIndex(n.index)
+	if err != nil {
+		return err
+	}
+	t := newTerms(n.name, n.spec, n.d.opt.MTU, dev.HardwareAddr, n.d.opt.Names)
+	if n.lender != nil {
+		if n.lender.matches(n.index, t) {
+			return nil
+		}
+		err, n.lender = n.lender.close(), nil
+		if err != nil {
+			return err
+		}
+	}
+	n.lender, err = lend(n.names.root, n.index, t, &n.who, n.log)
+	return err
 }

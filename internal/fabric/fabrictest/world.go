@@ -202,12 +202,8 @@ type Guest struct {
 // the port's addresses in networks of the given prefix lengths.
 func NewGuest(t testing.TB, f fabric.Fabric, p fabric.Port, bits4, bits6 int) *Guest {
 	t.Helper()
-	s, err := f.Plug(t.Context(), p)
-	if err != nil {
-		t.Fatalf("plug %s: %v", p.Device, err)
-	}
-	g := &Guest{Space: NewSpace(t), Port: p, Socket: s}
-	g.Join(p.Device, s.Master, "eth0", p.MAC, s.MTU)
+	g := NewBlank(t, f, p)
+	s := g.Socket
 	if p.IPv4.IsValid() {
 		g.Addr("eth0", netip.PrefixFrom(p.IPv4, bits4).String())
 		g.Default(s.Gateway4)
@@ -216,6 +212,18 @@ func NewGuest(t testing.TB, f fabric.Fabric, p fabric.Port, bits4, bits6 int) *G
 		g.Addr("eth0", netip.PrefixFrom(p.IPv6, bits6).String())
 		g.Default(s.Gateway6)
 	}
+	return g
+}
+
+// NewBlank is NewGuest for a guest that has to ask for its addresses.
+func NewBlank(t testing.TB, f fabric.Fabric, p fabric.Port) *Guest {
+	t.Helper()
+	s, err := f.Plug(t.Context(), p)
+	if err != nil {
+		t.Fatalf("plug %s: %v", p.Device, err)
+	}
+	g := &Guest{Space: NewSpace(t), Port: p, Socket: s}
+	g.Join(p.Device, s.Master, "eth0", p.MAC, s.MTU)
 	return g
 }
 
