@@ -239,8 +239,8 @@ func Candidates(file string, path []string) []string {
 	return out
 }
 
-// Program puts a struct sock_fprog into the data.
-func (s Script) Program(bpf []byte) plan.At {
+// SockFilter puts a struct sock_fprog into the data.
+func (s Script) SockFilter(bpf []byte) plan.At {
 	code, prog := s.Bytes(bpf), s.Space(16)
 	s.Store32(prog, plan.Imm(len(bpf)/8))
 	s.Store64(prog+8, code)

@@ -166,7 +166,7 @@ func (s script) confine(f filters, ask bool) {
 	const mode = plan.Imm(unix.SECCOMP_SET_MODE_FILTER)
 	done := s.Mark()
 	if ask {
-		got, plain, prog := s.Mark(), s.Mark(), s.Program(f.asking)
+		got, plain, prog := s.Mark(), s.Mark(), s.SockFilter(f.asking)
 		const flags = unix.SECCOMP_FILTER_FLAG_NEW_LISTENER
 		listener := s.Try(unix.SYS_SECCOMP, mode, plan.Imm(flags|unix.SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV), prog)
 		s.JumpUnless(listener, launch.No(unix.EINVAL), got) // it is from before Linux 5.19
@@ -180,7 +180,7 @@ func (s script) confine(f filters, ask bool) {
 		s.Jump(done)
 		s.Here(plain)
 	}
-	s.Do("seccomp filter", unix.SYS_SECCOMP, mode, zero, s.Program(f.plain))
+	s.Do("seccomp filter", unix.SYS_SECCOMP, mode, zero, s.SockFilter(f.plain))
 	s.Here(done)
 }
 

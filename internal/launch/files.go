@@ -1,0 +1,137 @@
+package launch
+
+import (
+	"encoding/binary"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/launch/plan"
+)
+
+// File is something that a jailed program finds open: an Open, Pair, Memory or
+// Tap.
+type File interface {
+	count() int // of descriptors
+	// open writes the plan that opens it and puts the descriptors into fds.
+	open(s Script, fds []plan.Reg)
+}
+
+// Open is a file of the host, opened as root.
+type Open struct {
+	Path  string
+	Flags int // of open(2)
+}
+
+func (Open) count() int { return 1 }
+
+func (o Open) open(s Script, fds []plan.Reg) { s.Set(fds[0], s.Open(o.Path, o.Flags)) }
+
+// Pair is a channel between the program and the host: two descriptors of one
+// stream socket pair. The second is the host's end. The program merely holds
+// it, so that the channel outlives whoever of the host speaks through it: who
+// wants to, Takes it.
+type Pair struct{}
+
+func (Pair) count() int { return 2 }
+
+func (Pair) open(s Script, fds []plan.Reg) {
+	at := s.Space(8)
+	s.Do("make a channel", unix.SYS_SOCKETPAIR, plan.Imm(unix.AF_UNIX), plan.Imm(unix.SOCK_STREAM|unix.SOCK_CLOEXEC), Zero, at)
+	s.LoadTo(fds[0], at)
+	s.LoadTo(fds[1], at+4)
+}
+
+// Memory is a file that exists in memory only, which the program's control
+// group pays for: the parts one after the other, then zeros up to Size.
+type Memory struct {
+	Name  string // as /proc/PID/maps shows it
+	Parts []Part
+	Size  uint64 // at least; 0: that of the parts
+	Seal  int    // F_SEAL_ flags of what nobody may do to it any more
+}
+
+// Part is a file of the host, or bytes.
+type Part struct {
+	Path  string
+	Bytes []byte
+}
+
+func (Memory) count() int { return 1 }
+
+// copyMost is how much sendfile(2) copies in one call at most.
+const copyMost = 1 << 30
+
+func (m Memory) open(s Script, fds []plan.Reg) {
+	what := "memory for " + m.Name
+	fd := s.Sys(what, unix.SYS_MEMFD_CREATE, s.Text(m.Name), plan.Imm(unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL))
+	if m.Size > 0 {
+		s.Do(what, unix.SYS_FTRUNCATE, fd, plan.Imm(int64(m.Size)))
+	}
+	for _, p := range m.Parts {
+		if p.Path == "" {
+			s.Do(what, unix.SYS_WRITE, fd, s.Bytes(p.Bytes), plan.Imm(len(p.Bytes)))
+			continue
+		}
+		from, again := s.Open(p.Path, unix.O_RDONLY), s.Mark()
+		s.Here(again)
+		n := s.Sys("copy "+p.Path, unix.SYS_SENDFILE, fd, from, Zero, plan.Imm(copyMost))
+		s.JumpUnless(n, Zero, again)
+		s.Close(from)
+	}
+	s.Do(what, unix.SYS_LSEEK, fd, Zero, plan.Imm(unix.SEEK_SET))
+	if m.Seal != 0 {
+		s.Do("seal "+m.Name, unix.SYS_FCNTL, fd, plan.Imm(unix.F_ADD_SEALS), plan.Imm(m.Seal))
+	}
+	s.Set(fds[0], fd)
+}
+
+// Tap is a network card's host end, made in the host's network and a port of
+// its bridge. It is there as long as the program has it open. The address of
+// the guest's end is the program's affair.
+type Tap struct {
+	Device  string // at most 15 characters
+	Master  string // bridge, or ""
+	MTU     int    // 0 is the kernel's own
+	Header  bool   // packets come with the virtio header
+	Offload int    // TUN_F_ flags of what the guest's end takes unfinished; with Header only
+}
+
+func (Tap) count() int { return 1 }
+
+func (t Tap) open(s Script, fds []plan.Reg) {
+	w := s.NewWire()
+	w.Remove(t.Device)
+	fd := s.Open("/dev/net/tun", unix.O_RDWR)
+	flags := uint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	if t.Header {
+		flags |= unix.IFF_VNET_HDR
+	}
+	request := make([]byte, 40) // struct ifreq
+	copy(request, t.Device)
+	binary.LittleEndian.PutUint16(request[unix.IFNAMSIZ:], flags)
+	what := "make network card " + t.Device
+	s.Do(what, unix.SYS_IOCTL, fd, plan.Imm(unix.TUNSETIFF), s.Bytes(request))
+	s.Do(what, unix.SYS_IOCTL, fd, plan.Imm(unix.TUNSETOFFLOAD), plan.Imm(t.Offload))
+	w.Mute(t.Device)
+	w.join(t.Device, t.Master, t.MTU)
+	s.Set(fds[0], fd)
+}
+
+// join makes an interface a port of a bridge and switches it on.
+func (w Wire) join(name, master string, mtu int) {
+	m := NewMessage(unix.RTM_NEWLINK, 0, IfInfo(0, unix.IFF_UP))
+	if mtu > 0 {
+		m.Number(unix.IFLA_MTU, uint32(mtu))
+	}
+	masterAt := 0
+	if master != "" {
+		masterAt = m.Number(unix.IFLA_MASTER, 0)
+	}
+	b := m.Bytes()
+	at := w.s.Bytes(b)
+	w.s.Store32(at+LinkIndexAt, w.Index(name))
+	if master != "" {
+		w.s.Store32(at+plan.At(masterAt), w.Index(master))
+	}
+	w.Ask("switch on "+name, at, len(b))
+}
