@@ -86,7 +86,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, names{d.tables}); err != nil {
+	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, names{d.tables}, d.guestChanged); err != nil {
 		return err
 	}
 	d.pools = control.NewHandles[storage.Pool](pool.Kind)
@@ -178,7 +178,7 @@ func (d *daemon) openReconcilers() (err error) {
 	d.guests, err = guests.New(guests.Options{
 		Tables: d.tables, Host: d.opt.Host, HostBoot: strings.TrimSpace(string(boot)), Dir: d.opt.guestDir(),
 		Keepers: d.keepers, Engines: d.drivers.engines, Pools: d.pools, Networks: d.networks,
-		Cgroups: d.cgroups, Images: d.images, Now: time.Now, Tell: d.tellStep,
+		Cgroups: d.cgroups, Images: d.images, CPUs: processors(), Now: time.Now, Tell: d.tellStep,
 	})
 	if err != nil {
 		return err
@@ -212,6 +212,10 @@ func (d *daemon) tellStep(id string, s guest.Step) {
 		d.progress.Publish(operation.Progress{Subject: model.Key{Kind: guest.Kind, Name: g.Name}, Step: s.Word()})
 	}
 }
+
+// guestChanged wakes the reconciler of a guest of which an engine learnt
+// something.
+func (d *daemon) guestChanged(id string) { d.runner.Wake("guests", id) }
 
 // watchExits wakes the reconciler of each guest whose first process ended.
 func (d *daemon) watchExits(ctx context.Context) {

@@ -34,7 +34,9 @@ type drivers struct {
 	uploads *tarball.Source // one of the sources: what is imported is handed to it first
 }
 
-func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names) (drivers, error) {
+// newDrivers makes them all. changed is called by engines that learn something
+// of a guest that its reconciler should see.
+func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names, changed func(guestID string)) (drivers, error) {
 	uploads, err := tarball.New(o.spoolDir())
 	if err != nil {
 		return drivers{}, err

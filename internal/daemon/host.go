@@ -31,6 +31,21 @@ func hostFacts() (facts, error) {
 	return facts{cpus: runtime.NumCPU(), memory: uint64(si.Totalram) * uint64(si.Unit)}, nil
 }
 
+// processors lists those that the daemon, and so its guests, may run on.
+func processors() []int {
+	var set unix.CPUSet
+	if unix.SchedGetaffinity(0, &set) != nil {
+		return nil
+	}
+	var all []int
+	for cpu := range len(set) * strconv.IntSize {
+		if set.IsSet(cpu) {
+			all = append(all, cpu)
+		}
+	}
+	return all
+}
+
 // host describes the machine for GET /v1/host.
 func (d *daemon) host(ctx context.Context) (api.Host, error) {
 	var si unix.Sysinfo_t

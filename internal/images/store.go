@@ -211,6 +211,17 @@ func (s *Store) Open(digest string) (*os.File, error) {
 	return f, err
 }
 
+// File returns the path of a blob, for guests that take the image as a disk.
+// They may hold it open as long as they run, also after it was removed.
+func (s *Store) File(digest string) (string, error) {
+	blob, err := s.Open(digest)
+	if err != nil {
+		return "", err
+	}
+	defer blob.Close()
+	return blob.Name(), nil
+}
+
 // Blobs lists what is stored, sorted by digest.
 func (s *Store) Blobs() ([]Blob, error) {
 	entries, err := os.ReadDir(s.blobs())

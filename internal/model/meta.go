@@ -36,13 +36,17 @@ type Meta struct {
 // Problem says why a record is not where its spec wants it to be. It stands
 // beside the phase and never replaces it, so nothing is lost by failing.
 type Problem struct {
-	Code     string    `json:"code"` // an errs.Kind as text
+	Code     string    `json:"code"` // an errs.Kind as text, or Crashed
 	Message  string    `json:"message"`
 	Hint     string    `json:"hint,omitempty"`
 	Since    time.Time `json:"since"`
 	Attempts int       `json:"attempts"`
 	Final    bool      `json:"final,omitempty"` // nobody tries again by themselves, whatever the code says
+	Aside    bool      `json:"aside,omitempty"` // it keeps nobody from what was asked for: a guest that runs, but panicked
 }
+
+// Crashed is the code of a problem that is a guest's own.
+const Crashed = "crashed"
 
 // ProblemOf turns an error into what a person is shown beside the phase. The
 // attempt count goes on from last when it is the same problem still.

@@ -5,6 +5,7 @@ import (
 	"syscall"
 	"time"
 
+	"lodge/internal/engine"
 	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
 )
@@ -20,6 +21,7 @@ func (r *Reconciler) ended(ctx context.Context, g *guest.Guest, e keeper.Exit) e
 	}
 	r.mu.Lock()
 	delete(r.stops, g.ID)
+	delete(r.pins, g.ID)
 	r.mu.Unlock()
 	return r.Keepers.Forget(ctx, g.ID)
 }
@@ -47,7 +49,28 @@ func (r *Reconciler) missed(ctx context.Context, g *guest.Guest) error {
 	return nil
 }
 
+// truly translates how a guest's program ended into how the guest did, where
+// its engine tells them apart, and says what the guest said last. The parts may
+// be lost to a daemon that has just started; where the guest's files are is
+// known all the same.
+func (r *Reconciler) truly(ctx context.Context, g guest.Guest, e keeper.Exit) (is keeper.Exit, last string) {
+	eng, _, err := r.Engines.Find(ctx, g.Status.Engine)
+	ender, ok := eng.(engine.Ender)
+	if err != nil || !ok {
+		return e, ""
+	}
+	r.mu.Lock()
+	parts := r.attached[g.ID].parts
+	r.mu.Unlock()
+	if parts == nil {
+		parts = &engine.Parts{Dir: r.dir(g.ID), Cgroup: g.ID}
+	}
+	is, last = ender.Ended(g, *parts, e)
+	return is, guest.Words(last)
+}
+
 func (r *Reconciler) recordEnd(ctx context.Context, g *guest.Guest, e keeper.Exit) error {
+	e, last := r.truly(ctx, *g, e)
 	down := r.goingDown()
 	asked := down || g.Spec.Power == guest.Off || g.Deleting != nil || g.Spec.Boots > g.Status.Boots
 	// The kernel ends the init of a pid namespace with SIGHUP when the guest
@@ -55,7 +78,7 @@ func (r *Reconciler) recordEnd(ctx context.Context, g *guest.Guest, e keeper.Exi
 	reboot, poweroff := e.Signal == syscall.SIGHUP, e.Signal == syscall.SIGINT
 	oom := e.Signal == syscall.SIGKILL && r.outOfMemory(g.ID)
 	change := func(s *guest.Status) {
-		s.Pid, s.Exit, s.NotBefore = 0, nil, nil
+		s.Pid, s.Ready, s.Exit, s.NotBefore = 0, false, nil, nil
 		s.Phase = guest.Ready
 		if down {
 			// As after a crash of the host: the run ended with it.
@@ -73,6 +96,9 @@ func (r *Reconciler) recordEnd(ctx context.Context, g *guest.Guest, e keeper.Exi
 		until := e.At.Add(wait)
 		if !reboot {
 			s.Exit = exitOf(e, poweroff, oom)
+		}
+		if s.Exit != nil && s.Exit.Code != 0 {
+			s.Last = last
 		}
 		if reboot || g.Restarts(*s.Exit) {
 			s.Restarts, s.NotBefore = again, &until

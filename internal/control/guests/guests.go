@@ -18,15 +18,38 @@ import (
 	"lodge/internal/keeper"
 	"lodge/internal/model"
 	"lodge/internal/model/guest"
+	"lodge/internal/model/image"
 	"lodge/internal/model/network"
 	"lodge/internal/reconcile"
 	"lodge/internal/storage"
 	"lodge/internal/store/tables"
 )
 
-// Mounts gives access to the content of images.
-type Mounts interface {
+// Images gives access to the content of images.
+type Images interface {
+	// Mount returns the folder that an image's tree is mounted on.
 	Mount(ctx context.Context, digest string) (path string, err error)
+	// File returns the file that an image lies in.
+	File(digest string) (path string, err error)
+}
+
+// Kernels finds what guests boot that have a kernel of their own.
+type Kernels interface {
+	// For returns the kernel called wanted, or if that is empty the best of a
+	// kind for guests of an image. It is errs.Busy while the kernel is being
+	// made ready.
+	For(ctx context.Context, kind string, im image.Info, wanted string) (engine.Kernel, error)
+}
+
+// Layers makes the files that the writable layers of guests lie in. What is
+// there already is left as it is.
+type Layers interface {
+	// Volume makes path an ext4 file system of size bytes (0: as much as the
+	// pool gives) with the folders of an overlay in it.
+	Volume(ctx context.Context, path string, size uint64) error
+	// Overlay makes path a qcow2 disk of size bytes, of which what was never
+	// written is that of the disk base in the given format.
+	Overlay(ctx context.Context, path, base, format string, size uint64) error
 }
 
 // Options is what a Reconciler works with; every field but Tell is needed.
@@ -40,7 +63,10 @@ type Options struct {
 	Pools    *control.Handles[storage.Pool]
 	Networks *control.Handles[fabric.Fabric]
 	Cgroups  *cgroup.Tree
-	Images   Mounts
+	Images   Images
+	Kernels  Kernels
+	Layers   Layers
+	CPUs     []int // processors of the host that guests may run on
 	Now      func() time.Time
 	Tell     func(id string, s guest.Step) // progress; may be nil
 }
@@ -52,6 +78,7 @@ type Reconciler struct {
 	mu       sync.Mutex
 	attached map[string]attachment
 	stops    map[string]stopping // clean stops under way
+	pins     map[string]int      // processors that guests are pinned to, from just before they start until they end
 	down     bool                // the host is going down: everything stops, no spec changes
 }
 
@@ -70,7 +97,7 @@ type attachment struct {
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, pins: map[string]int{}}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err
@@ -78,6 +105,7 @@ func New(o Options) (*Reconciler, error) {
 	for _, id := range groups {
 		r.attached[id] = attachment{used: true}
 	}
+	r.pinned()
 	return r, nil
 }
 
@@ -137,21 +165,21 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 		if !ok {
 			return 0, nil // another host's, the placements reconciler's, or no more
 		}
-		seen, err := r.look(ctx, &g)
+		v, err := r.look(ctx, &g)
 		if err != nil {
 			return 0, r.trouble(ctx, g, g.Status.Phase, err)
 		}
 		if r.goingDown() {
 			g.Spec.Power = guest.Off
 		}
-		at := seen.Phase(g.Status.Phase != guest.Gone)
-		step := guest.Next(g, at, seen)
+		at := v.Phase(g.Status.Phase != guest.Gone)
+		step := guest.Next(g, at, v.Seen)
 		log.Debug("looked", "guest", g.Name, "at", at, "step", step)
 		switch step {
 		case guest.Place, guest.Forget:
 			return 0, nil
 		case guest.Rest:
-			return r.rest(ctx, g, at)
+			return r.rest(ctx, g, at, v.Probe)
 		}
 		if r.Tell != nil {
 			r.Tell(id, step)
@@ -167,52 +195,69 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 	return time.Millisecond, nil
 }
 
+// view is what a look at a guest shows.
+type view struct {
+	guest.Seen
+	engine.Probe
+}
+
 // look finds out what is the case now. An end that nobody has recorded yet is
 // recorded first, so that what follows sees it.
-func (r *Reconciler) look(ctx context.Context, g *guest.Guest) (guest.Seen, error) {
-	var seen guest.Seen
+func (r *Reconciler) look(ctx context.Context, g *guest.Guest) (view, error) {
+	var v view
 	r.mu.Lock()
-	_, seen.Attached = r.attached[g.ID]
+	_, v.Attached = r.attached[g.ID]
 	r.mu.Unlock()
 	held, err := r.Keepers.Find(g.ID)
 	switch {
 	case errs.Is(err, errs.NotFound):
 		if err := r.missed(ctx, g); err != nil {
-			return seen, err
+			return v, err
 		}
 	case err != nil:
-		return seen, err
+		return v, err
 	case held.State().Exit != nil:
 		if err := r.ended(ctx, g, *held.State().Exit); err != nil {
-			return seen, err
+			return v, err
 		}
 	default:
-		seen.Alive = true
-		m, err := r.connect(ctx, *g, held)
-		if err != nil {
-			return seen, err
+		v.Alive = true
+		if v.Probe, err = r.probe(ctx, *g, held); err != nil && r.goingBy(*g) {
+			err = nil // whatever it is: it is taken down
 		}
-		defer m.Close()
-		p, err := m.Probe(ctx)
-		if err != nil {
-			return seen, err
-		}
-		seen.Frozen = p.Paused
-		return seen, nil
+		v.Frozen = v.Paused
+		return v, err
 	}
 	s := g.Status
-	seen.Exited = s.Exit != nil
-	seen.Failed = s.Exit != nil && s.Exit.Code != 0
-	seen.Cooling = s.NotBefore != nil && r.Now().Before(*s.NotBefore)
-	seen.Lost = s.Lost
-	return seen, nil
+	v.Exited = s.Exit != nil
+	v.Failed = s.Exit != nil && s.Exit.Code != 0
+	v.Cooling = s.NotBefore != nil && r.Now().Before(*s.NotBefore)
+	v.Lost = s.Lost
+	return v, nil
+}
+
+func (r *Reconciler) probe(ctx context.Context, g guest.Guest, held keeper.Held) (engine.Probe, error) {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	m, err := r.connect(ctx, g, held)
+	if err != nil {
+		return engine.Probe{}, err
+	}
+	defer m.Close()
+	return m.Probe(ctx)
+}
+
+// goingBy reports whether a guest is on its way down, so that nobody needs an
+// answer of it any more.
+func (r *Reconciler) goingBy(g guest.Guest) bool {
+	return g.Deleting != nil || g.Spec.Power == guest.Off || r.goingDown() || g.Spec.Boots > g.Status.Boots
 }
 
 func wasUp(s guest.Status) bool { return s.Phase == guest.Running || s.Phase == guest.Paused }
 
 // rest reports that a guest is where it is wanted, after a running one was
 // given the limits it should have by now.
-func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase) (time.Duration, error) {
+func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p engine.Probe) (time.Duration, error) {
 	if g.Status.Generation != g.Generation && (at == guest.Running || at == guest.Paused) {
 		if err := r.adjust(ctx, g); err != nil {
 			return 0, r.trouble(ctx, g, at, err)
@@ -226,7 +271,12 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase) (t
 		again = max(0, g.Status.NotBefore.Sub(r.Now()))
 	}
 	return again, r.report(ctx, g, func(s *guest.Status) {
-		s.Phase, s.Doing, s.Generation, s.Problem = at, guest.Rest, g.Generation, nil
+		s.Phase, s.Doing, s.Generation = at, guest.Rest, g.Generation
+		if at == guest.Running || at == guest.Paused {
+			s.Ready, s.Problem = p.Ready, guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now())
+			return
+		}
+		s.Ready, s.Problem = false, guest.Crash(g.Name, s.Exit, s.Last)
 		if at == guest.Placed {
 			s.Pid = 0
 		}

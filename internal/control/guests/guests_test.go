@@ -80,25 +80,31 @@ func (h held) State() keeper.State {
 	defer h.k.mu.Unlock()
 	return *h.k.held[h.name]
 }
-func (held) Pidfd() int                                          { return -1 }
-func (held) Wait(context.Context) (keeper.Exit, error)           { return keeper.Exit{}, nil }
-func (held) Signal(context.Context, syscall.Signal) error        { return nil }
+func (held) Pidfd() int                                { return -1 }
+func (held) Wait(context.Context) (keeper.Exit, error) { return keeper.Exit{}, nil }
+func (h held) Signal(_ context.Context, sig syscall.Signal) error {
+	h.k.end(h.name, keeper.Exit{Signal: sig, At: time.Now()})
+	return nil
+}
 func (held) Watch(context.Context, int) error                    { return nil }
 func (held) Console(ctx context.Context) (keeper.Console, error) { return nil, nil }
 
 // toy is an engine whose machines do what they are told.
 type toy struct {
 	k      *keepers
+	info   engine.Info
 	mu     sync.Mutex
 	asked  int
 	killed int
 	frozen bool
+	probe  engine.Probe
+	mute   error        // what its machines answer with
+	parts  engine.Parts // of the last start
 }
 
-func (*toy) Info(context.Context) (engine.Info, error) {
-	return engine.Info{Name: "toy", Model: guest.OS}, nil
-}
-func (*toy) Program(guest.Guest, engine.Parts) (keeper.Program, error) {
+func (e *toy) Info(context.Context) (engine.Info, error) { return e.info, nil }
+func (e *toy) Program(_ guest.Guest, p engine.Parts) (keeper.Program, error) {
+	e.parts = p
 	return keeper.Program{}, nil
 }
 func (e *toy) Connect(_ context.Context, g guest.Guest, _ engine.Parts, _ keeper.Held) (engine.Machine, error) {
@@ -113,10 +119,15 @@ type toyMachine struct {
 func (m toyMachine) Probe(context.Context) (engine.Probe, error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return engine.Probe{Paused: m.frozen}, nil
+	p := m.probe
+	p.Paused = m.frozen
+	return p, m.mute
 }
 func (m toyMachine) Shutdown(context.Context) error { m.asked++; return nil }
 func (m toyMachine) Kill(context.Context) error {
+	if m.mute != nil {
+		return m.mute
+	}
 	m.killed++
 	m.k.end(m.id, keeper.Exit{Signal: syscall.SIGKILL, At: time.Now()})
 	return nil
@@ -134,10 +145,14 @@ func (volumes) Create(context.Context, string, uint64) error   { return nil }
 func (v volumes) Path(string) string                           { return v.dir }
 func (volumes) SetQuota(context.Context, string, uint64) error { return nil }
 func (volumes) Remove(context.Context, string) error           { return nil }
+func (volumes) Space(context.Context) (storage.Space, error) {
+	return storage.Space{Total: 7 << 30}, nil
+}
 
-type mounts struct{}
+type contents struct{}
 
-func (mounts) Mount(context.Context, string) (string, error) { return "/", nil }
+func (contents) Mount(context.Context, string) (string, error) { return "/", nil }
+func (contents) File(digest string) (string, error)            { return "/blobs/" + digest, nil }
 
 type world struct {
 	t   *testing.T
@@ -146,9 +161,19 @@ type world struct {
 	e   *toy
 	id  string
 	now time.Time
+
+	dir     string // of the guest's volume
+	layers  *layers
+	kernels *kernels
 }
 
 func newWorld(t *testing.T, spec guest.Spec) *world {
+	return newWorldOf(t, spec, engine.Info{Name: "toy", Model: guest.OS, Form: guest.Tree}, func(e *toy) engine.Engine { return e })
+}
+
+// newWorldOf is a world whose engine is what wrap makes of a toy.
+func newWorldOf(t *testing.T, spec guest.Spec, info engine.Info, wrap func(*toy) engine.Engine) *world {
+	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("control groups need root")
 	}
@@ -164,18 +189,19 @@ func newWorld(t *testing.T, spec guest.Spec) *world {
 	s := store.NewMemory()
 	t.Cleanup(func() { s.Close() })
 	w := &world{t: t, k: &keepers{held: map[string]*keeper.State{}}, now: time.Now()}
-	w.e = &toy{k: w.k}
+	w.e, w.layers, w.kernels = &toy{k: w.k, info: info, probe: engine.Probe{Ready: true}}, &layers{}, &kernels{}
 	all := tables.Open(s)
 	pools := control.NewHandles[storage.Pool]("pool")
-	pools.Put("default", volumes{dir: t.TempDir()})
+	w.dir = t.TempDir()
+	pools.Put("default", volumes{dir: w.dir})
 	w.r, err = New(Options{
-		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: engine.Set{w.e},
-		Pools: pools, Networks: control.NewHandles[fabric.Fabric]("network"), Cgroups: tree, Images: mounts{}, Now: func() time.Time { return w.now },
+		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: engine.Set{wrap(w.e)}, Layers: w.layers, Kernels: w.kernels, CPUs: []int{0, 1},
+		Pools: pools, Networks: control.NewHandles[fabric.Fabric]("network"), Cgroups: tree, Images: contents{}, Now: func() time.Time { return w.now },
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	spec.Model, spec.Pool = guest.OS, "default"
+	spec.Model, spec.Pool = info.Model, "default"
 	rec, err := all.Guests.Create(t.Context(), "g", spec)
 	if err != nil {
 		t.Fatal(err)

@@ -6,13 +6,13 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"slices"
 
 	"lodge/internal/base/blockdev"
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/fabric"
 	"lodge/internal/model/guest"
-	"lodge/internal/storage"
 )
 
 // Every guest of a host has idsPerGuest user and group ids of its own, from
@@ -40,18 +40,27 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	if known != nil {
 		return known, nil
 	}
+	_, info, err := r.engine(ctx, g)
+	if err != nil {
+		return nil, err
+	}
+	im := r.imageOf(g)
+	form, err := formOf(g, info, im)
+	if err != nil {
+		return nil, err
+	}
 	pool, err := r.Pools.Get(g.Spec.Pool)
 	if err != nil {
 		return nil, err
 	}
-	if err := pool.Create(ctx, g.ID, g.Spec.Disk); err != nil {
+	if err := pool.Create(ctx, g.ID, quotaOf(g.Spec, form)); err != nil {
 		return nil, err
 	}
 	disk, err := blockdev.Of(pool.Path(g.ID))
 	if err != nil {
 		return nil, err
 	}
-	if err := r.Cgroups.Create(g.ID, engine.Limits(g.Spec, disk)); err != nil {
+	if err := r.Cgroups.Create(g.ID, info.Limits(g.Spec, disk)); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()
@@ -59,24 +68,25 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 		r.attached[g.ID] = attachment{}
 	}
 	r.mu.Unlock()
-	p := &engine.Parts{Dir: r.dir(g.ID), Cgroup: g.ID, IDBase: uint32(firstID + g.Holder.Slot*idsPerGuest)}
-	p.Root = engine.Root{Writable: pool.Path(g.ID), Quota: g.Spec.Disk, Disk: disk}
-	if q, ok := pool.(storage.Gauged); ok {
-		gauges, err := q.Gauges(g.ID)
-		if err != nil {
-			return nil, err
-		}
-		p.Root.Used, p.Root.Limit = gauges.Used, gauges.Limit
-	}
+	p := &engine.Parts{Dir: r.dir(g.ID), Cgroup: g.ID, IDBase: uint32(firstID + g.Holder.Slot*idsPerGuest), Image: im}
+	p.Root = engine.Root{Writable: pool.Path(g.ID), Disk: disk}
 	if err := os.MkdirAll(p.Dir, 0o700); err != nil {
 		return nil, err
 	}
-	if err := r.attachRoot(ctx, g, p); err != nil {
+	if err := r.attachRoot(ctx, g, pool, form, p); err != nil {
+		return nil, err
+	}
+	if err := r.attachMachine(ctx, g, info, p); err != nil {
 		return nil, err
 	}
 	for i, n := range g.Spec.NICs {
-		if err := r.attachNIC(ctx, g, i, n, p); err != nil {
+		nic, socket, err := r.attachNIC(ctx, g, n)
+		if err != nil {
 			return nil, err
+		}
+		p.NICs = append(p.NICs, nic)
+		if i == 0 {
+			p.DNS, p.Domain = socket.DNS, r.domain(n.Network)
 		}
 	}
 	r.mu.Lock()
@@ -85,26 +95,12 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	return p, nil
 }
 
-func (r *Reconciler) attachRoot(ctx context.Context, g guest.Guest, p *engine.Parts) error {
-	lower, err := r.Images.Mount(ctx, g.Spec.Digest)
-	if err != nil {
-		return err
-	}
-	p.Root.Lower = lower
-	for _, im := range r.Tables.Images.List() {
-		if im.Status.Digest == g.Spec.Digest {
-			p.Image = im.Status.Info
-		}
-	}
-	return nil
-}
-
-func (r *Reconciler) attachNIC(ctx context.Context, g guest.Guest, i int, n guest.NIC, p *engine.Parts) error {
+func (r *Reconciler) attachNIC(ctx context.Context, g guest.Guest, n guest.NIC) (engine.NIC, fabric.Socket, error) {
+	nic := engine.NIC{Name: n.Name, MAC: n.MAC, Device: Device(g.Holder.Slot, n.Number())}
 	net, err := r.Networks.Get(n.Network)
 	if err != nil {
-		return err
+		return nic, fabric.Socket{}, err
 	}
-	nic := engine.NIC{Name: n.Name, MAC: n.MAC, Device: Device(g.Holder.Slot, i)}
 	port := fabric.Port{Device: nic.Device, MAC: n.MAC}
 	for _, a := range []struct {
 		text string
@@ -116,36 +112,46 @@ func (r *Reconciler) attachNIC(ctx context.Context, g guest.Guest, i int, n gues
 		}
 		prefix, err := netip.ParsePrefix(a.text)
 		if err != nil {
-			return &errs.Error{Kind: errs.Internal, Ref: g.Key().String(), Msg: "its record holds an address that cannot be read", Err: err}
+			return nic, fabric.Socket{}, &errs.Error{Kind: errs.Internal, Ref: g.Key().String(), Msg: "its record holds an address that cannot be read", Err: err}
 		}
 		*a.to, *a.addr = prefix, prefix.Addr()
 	}
 	s, err := net.Plug(ctx, port)
-	if err != nil {
-		return err
-	}
 	nic.Master, nic.MTU, nic.Gateway4, nic.Gateway6 = s.Master, s.MTU, s.Gateway4, s.Gateway6
-	p.NICs = append(p.NICs, nic)
-	if i == 0 {
-		p.DNS = s.DNS
-		if rec, err := r.Tables.Networks.Get(n.Network); err == nil {
-			p.Domain = rec.Spec.Domain
-		}
+	return nic, s, err
+}
+
+// domain returns what names are looked up in on a network.
+func (r *Reconciler) domain(network string) string {
+	rec, err := r.Tables.Networks.Get(network)
+	if err != nil {
+		return ""
 	}
-	return nil
+	return rec.Spec.Domain
+}
+
+// detachNIC takes back the port of a network card.
+func (r *Reconciler) detachNIC(ctx context.Context, g guest.Guest, n guest.NIC) error {
+	net, err := r.Networks.Get(n.Network)
+	if err != nil {
+		if rec, gone := r.Tables.Networks.Get(n.Network); gone != nil || rec.Deleting != nil {
+			return nil // it is being taken down, and every port with it
+		}
+		return err // a daemon that has just started: its guard still knows the port
+	}
+	return net.Unplug(ctx, Device(g.Holder.Slot, n.Number()))
 }
 
 // detach takes back what attach lent. The writable layer stays.
 func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
-	for i, n := range g.Spec.NICs {
-		net, err := r.Networks.Get(n.Network)
-		if err != nil {
-			if rec, gone := r.Tables.Networks.Get(n.Network); gone != nil || rec.Deleting != nil {
-				continue // it is being taken down, and every port with it
-			}
-			return err // a daemon that has just started: its guard still knows the port
+	nics := slices.Clone(g.Spec.NICs)
+	for _, n := range g.Status.Devices.NICs { // cards that were taken away while it ran
+		if !slices.Contains(nics, n) {
+			nics = append(nics, n)
 		}
-		if err := net.Unplug(ctx, Device(g.Holder.Slot, i)); err != nil {
+	}
+	for _, n := range nics {
+		if err := r.detachNIC(ctx, g, n); err != nil {
 			return err
 		}
 	}

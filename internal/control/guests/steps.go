@@ -2,6 +2,9 @@ package guests
 
 import (
 	"context"
+	"errors"
+	"strings"
+	"syscall"
 	"time"
 
 	"lodge/internal/base/errs"
@@ -57,6 +60,12 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	if err != nil {
 		return err
 	}
+	parts.CPUSet = r.pin(g, info)
+	if info.Form != guest.Tree {
+		if err := r.sweepDisks(g, guest.Devices{}); err != nil {
+			return err
+		}
+	}
 	p, err := e.Program(g, *parts)
 	if err != nil {
 		return err
@@ -71,17 +80,29 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	r.mu.Lock()
 	delete(r.stops, g.ID)
 	r.mu.Unlock()
-	now, pid := r.Now(), held.State().Pid
+	pid := held.State().Pid
+	return r.report(ctx, g, r.started(g, info, *parts, pid))
+}
+
+// started says what a start changes in a guest's status.
+func (r *Reconciler) started(g guest.Guest, info engine.Info, parts engine.Parts, pid int) func(*guest.Status) {
+	now := r.Now()
 	again := g.Status.NotBefore != nil && g.Spec.Boots <= g.Status.Boots
-	return r.report(ctx, g, func(s *guest.Status) {
+	return func(s *guest.Status) {
 		s.Phase, s.Boots, s.Pid, s.Started, s.HostBoot = guest.Running, g.Spec.Boots, pid, &now, r.HostBoot
 		s.Generation = g.Generation
 		s.Exit, s.NotBefore, s.Problem, s.Lost = nil, nil, nil, false
-		s.Engine = info.Name
-		if !again {
-			s.Restarts = 0
+		s.Engine, s.Kernel, s.Devices = info.Name, strings.TrimSpace(parts.Kernel.Name+" "+parts.Kernel.Version), g.Spec.Devices()
+		s.CPU = nil
+		if len(parts.CPUSet) == 1 {
+			s.CPU = &parts.CPUSet[0]
 		}
-	})
+		// Whoever shares the host's kernel is there at once; others say so.
+		s.Ready = info.Form == guest.Tree
+		if !again {
+			s.Restarts, s.Last = 0, ""
+		}
+	}
 }
 
 // renew takes away the group of an earlier run, and forgets what was made for
@@ -106,6 +127,10 @@ func (r *Reconciler) renew(ctx context.Context, g guest.Guest) error {
 	r.mu.Unlock()
 	return nil
 }
+
+// lookTime bounds how long a guest's monitor may take to answer a look: one
+// that hangs must not keep the others of the host waiting.
+const lookTime = 5 * time.Second
 
 func (r *Reconciler) connect(ctx context.Context, g guest.Guest, held keeper.Held) (engine.Machine, error) {
 	parts, err := r.attach(ctx, g)
@@ -161,11 +186,22 @@ func (r *Reconciler) adjust(ctx context.Context, g guest.Guest) error {
 			return err
 		}
 	}
+	_, info, err := r.engine(ctx, g)
+	if err != nil {
+		return err
+	}
+	form, err := formOf(g, info, r.imageOf(g))
+	if err != nil {
+		return err
+	}
 	pool, err := r.Pools.Get(g.Spec.Pool)
 	if err != nil {
 		return err
 	}
-	return pool.SetQuota(ctx, g.ID, g.Spec.Disk)
+	if err := pool.SetQuota(ctx, g.ID, quotaOf(g.Spec, form)); err != nil {
+		return err
+	}
+	return r.replug(ctx, g, m)
 }
 
 // killAgain is how long an end that was forced may take before it is forced
@@ -179,50 +215,90 @@ const tellAgain = 200 * time.Millisecond
 // stop takes a guest down without waiting for it: the keeper's word that it
 // ended wakes the reconciler. A clean stop becomes a kill when its time is over.
 func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, error) {
-	m, _, err := r.machine(ctx, g.ID)
-	if err != nil {
-		return 0, err
-	}
-	defer m.Close()
 	now := r.Now()
 	r.mu.Lock()
 	under, asked := r.stops[g.ID]
 	r.mu.Unlock()
-	timeout := g.Spec.Patience()
 	if g.Spec.Force || asked && !now.Before(under.deadline) {
-		return killAgain, r.kill(ctx, m)
+		return killAgain, r.kill(ctx, g.ID)
 	}
 	if under.told {
 		return under.deadline.Sub(now), nil
 	}
 	if !asked {
-		under.deadline = now.Add(timeout)
+		under.deadline = now.Add(g.Spec.Patience())
 	}
-	p, err := m.Probe(ctx)
-	if err != nil {
-		return 0, err
-	}
-	if pauser, ok := m.(engine.Pauser); ok && p.Paused {
-		if err := pauser.Resume(ctx); err != nil {
-			return 0, err
-		}
-	}
-	err = m.Shutdown(ctx)
-	if err != nil && !errs.Is(err, errs.Busy) {
-		return killAgain, r.kill(ctx, m)
-	}
-	again := under.deadline.Sub(now)
-	if under.told = err == nil; !under.told {
-		again = min(again, tellAgain)
-	}
+	// The time runs from now on, also for a guest that cannot be asked.
 	r.mu.Lock()
 	r.stops[g.ID] = under
 	r.mu.Unlock()
+	again := under.deadline.Sub(now)
+	err := r.ask(ctx, g)
+	switch {
+	case errs.Is(err, errs.Busy):
+		again = min(again, tellAgain)
+	case err != nil:
+		return killAgain, r.kill(ctx, g.ID)
+	default:
+		under.told = true
+		r.mu.Lock()
+		r.stops[g.ID] = under
+		r.mu.Unlock()
+	}
 	return again, r.report(ctx, g, func(s *guest.Status) { s.Doing = guest.Stop })
 }
 
-// kill ends a guest. A frozen process does not die before it is thawed.
-func (r *Reconciler) kill(ctx context.Context, m engine.Machine) error {
+// ask tells a guest's init to stop; a paused guest is let go on for it. It is
+// errs.Busy if the guest should be asked again.
+func (r *Reconciler) ask(ctx context.Context, g guest.Guest) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	cannot := func(err error) error {
+		return &errs.Error{Op: "guest.stop", Kind: errs.Busy, Ref: g.Key().String(), Msg: "cannot be asked to stop yet", Err: err}
+	}
+	m, _, err := r.machine(ctx, g.ID)
+	if err != nil {
+		return cannot(err)
+	}
+	defer m.Close()
+	p, err := m.Probe(ctx)
+	if err != nil {
+		return cannot(err)
+	}
+	if pauser, ok := m.(engine.Pauser); ok && p.Paused {
+		if err := pauser.Resume(ctx); err != nil {
+			return cannot(err)
+		}
+	}
+	return m.Shutdown(ctx)
+}
+
+// kill ends a guest: by its engine, and where that does not answer by the
+// kernel. A frozen process does not die before it is thawed.
+func (r *Reconciler) kill(ctx context.Context, id string) error {
+	err := r.killed(ctx, id)
+	if err == nil {
+		return nil
+	}
+	if held, ferr := r.Keepers.Find(id); ferr == nil && held.State().Exit == nil {
+		if serr := held.Signal(ctx, syscall.SIGKILL); serr != nil {
+			return errors.Join(err, serr)
+		}
+	}
+	if err := r.Cgroups.Kill(id); err != nil {
+		return err
+	}
+	return r.Cgroups.Thaw(ctx, id)
+}
+
+func (r *Reconciler) killed(ctx context.Context, id string) error {
+	ctx, cancel := context.WithTimeout(ctx, lookTime)
+	defer cancel()
+	m, _, err := r.machine(ctx, id)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
 	if err := m.Kill(ctx); err != nil {
 		return err
 	}

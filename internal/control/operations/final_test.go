@@ -21,3 +21,13 @@ func TestFinalProblemEndsTheWait(t *testing.T) {
 		t.Errorf("a problem that does not pass by itself: %v", v)
 	}
 }
+
+// TestProblemAside: a guest that runs and has panicked runs, which is what was
+// asked for.
+func TestProblemAside(t *testing.T) {
+	s := operation.Subject{Generation: 3}
+	p := &model.Problem{Code: model.Crashed, Aside: true}
+	if v, _ := Judge(s, Answer{Found: true, Generation: 3, Resting: true, Problem: p}, time.Time{}); v != Answered {
+		t.Errorf("%v", v)
+	}
+}

@@ -31,6 +31,9 @@ const (
 // problem that may pass by itself never ends the wait: the work goes on, and so
 // does the receipt.
 func Judge(s operation.Subject, a Answer, now time.Time) (Verdict, *model.Problem) {
+	if a.Problem != nil && a.Problem.Aside {
+		a.Problem = nil
+	}
 	switch {
 	case !a.Found && (s.Gone || s.Passing):
 		return Answered, nil

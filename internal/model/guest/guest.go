@@ -189,6 +189,9 @@ type Status struct {
 	Saved      bool           `json:"saved,omitempty"`   // the next start goes on from a memory image
 	Ready      bool           `json:"ready,omitempty"`   // the guest's init says it is up
 	Last       string         `json:"last,omitempty"`    // what a guest that ended badly said last
+	Kernel     string         `json:"kernel,omitempty"`  // that the present or last run booted, if it was not the host's
+	CPU        *int           `json:"cpu,omitempty"`     // processor of the host that the present or last run was pinned to
+	Devices    Devices        `json:"devices,omitzero"`  // that the present or last run has
 	Pid        int            `json:"pid,omitempty"`     // of the guest's first process, as the host sees it
 	Started    *time.Time     `json:"started,omitempty"` // of the present or last run
 	Exit       *Exit          `json:"exit,omitempty"`    // of the last run, once it ended by itself

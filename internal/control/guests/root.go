@@ -1,0 +1,144 @@
+package guests
+
+import (
+	"context"
+	"fmt"
+	"path/filepath"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/engine"
+	"lodge/internal/model/guest"
+	"lodge/internal/model/image"
+	"lodge/internal/storage"
+)
+
+// The files that a guest's writable layer lies in, where it is no tree.
+const (
+	volumeFile = "root.ext4"
+	diskFile   = "root.qcow2"
+)
+
+// imageOf returns what is known of the image that a guest was made from: of the
+// same content, or if that was replaced, of the same name.
+func (r *Reconciler) imageOf(g guest.Guest) image.Info {
+	var info image.Info
+	for _, im := range r.Tables.Images.List() {
+		switch {
+		case im.Status.Digest == g.Spec.Digest:
+			return im.Status.Info
+		case im.Name == g.Spec.Image:
+			info = im.Status.Info
+		}
+	}
+	return info
+}
+
+// formOf says what the writable layer of a guest has to lie in for its engine.
+func formOf(g guest.Guest, info engine.Info, im image.Info) (guest.Form, error) {
+	switch {
+	case im.Disk == "":
+		return info.Form, nil
+	case info.Can.Disk:
+		return guest.Disk, nil
+	}
+	return "", &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Field: "model",
+		Msg: fmt.Sprintf("its image is a disk, which engine %s cannot boot", info.Name), Hint: "use --model vm"}
+}
+
+// quotaOf is the quota of a guest's volume. A layer that lies in one file takes
+// no more than that file's size.
+func quotaOf(s guest.Spec, form guest.Form) uint64 {
+	if form == guest.Tree {
+		return s.Disk
+	}
+	return 0
+}
+
+// attachRoot makes ready what the guest's root is made of.
+func (r *Reconciler) attachRoot(ctx context.Context, g guest.Guest, pool storage.Pool, form guest.Form, p *engine.Parts) (err error) {
+	if form == guest.Tree {
+		return r.attachTree(ctx, g, pool, p)
+	}
+	if p.Root.Base, err = r.Images.File(g.Spec.Digest); err != nil {
+		return err
+	}
+	size := g.Spec.Disk
+	if form == guest.Disk {
+		size = max(size, p.Image.DiskSize)
+		p.Root.Own = &engine.Disk{Name: "root", Path: filepath.Join(p.Root.Writable, diskFile), Format: "qcow2", Boot: 1}
+		return r.Layers.Overlay(ctx, p.Root.Own.Path, p.Root.Base, p.Image.Disk, size)
+	}
+	if size == 0 {
+		space, err := pool.Space(ctx)
+		if err != nil {
+			return err
+		}
+		size = space.Total
+	}
+	p.Root.Volume = filepath.Join(p.Root.Writable, volumeFile)
+	return r.Layers.Volume(ctx, p.Root.Volume, size)
+}
+
+func (r *Reconciler) attachTree(ctx context.Context, g guest.Guest, pool storage.Pool, p *engine.Parts) (err error) {
+	p.Root.Quota = g.Spec.Disk
+	if q, ok := pool.(storage.Gauged); ok {
+		gauges, err := q.Gauges(g.ID)
+		if err != nil {
+			return err
+		}
+		p.Root.Used, p.Root.Limit = gauges.Used, gauges.Limit
+	}
+	p.Root.Lower, err = r.Images.Mount(ctx, g.Spec.Digest)
+	return err
+}
+
+// attachMachine makes ready what only guests with a machine of their own have:
+// a kernel, further disks, a processor. One that is up has its kernel already.
+func (r *Reconciler) attachMachine(ctx context.Context, g guest.Guest, info engine.Info, p *engine.Parts) (err error) {
+	if cpu := g.Status.CPU; cpu != nil && wasUp(g.Status) {
+		p.CPUSet = []int{*cpu}
+	}
+	if info.Kernel != "" && p.Root.Own == nil && !wasUp(g.Status) {
+		if p.Kernel, err = r.Kernels.For(ctx, info.Kernel, p.Image, g.Spec.Hardware.Kernel); err != nil {
+			return err
+		}
+	}
+	for _, d := range g.Spec.Disks {
+		disk, err := r.furtherDisk(g, p.Root.Writable, d)
+		if err != nil {
+			return err
+		}
+		p.Disks = append(p.Disks, disk)
+	}
+	return nil
+}
+
+// pin chooses the processor of the host that a guest runs on which is about to
+// start, if its engine wants one.
+func (r *Reconciler) pin(g guest.Guest, info engine.Info) []int {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	delete(r.pins, g.ID)
+	if !info.Pin || !g.Spec.Single() {
+		return nil
+	}
+	others := make([]int, 0, len(r.pins))
+	for _, cpu := range r.pins {
+		others = append(others, cpu)
+	}
+	cpu, ok := guest.PickCPU(r.CPUs, others, g.Status.CPU)
+	if !ok {
+		return nil
+	}
+	r.pins[g.ID] = cpu
+	return []int{cpu}
+}
+
+// pinned takes up the pins of the guests that an earlier daemon left running.
+func (r *Reconciler) pinned() {
+	for _, g := range r.Tables.Guests.List() {
+		if g.Status.CPU != nil && wasUp(g.Status) {
+			r.pins[g.ID] = *g.Status.CPU
+		}
+	}
+}

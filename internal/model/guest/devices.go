@@ -1,0 +1,114 @@
+package guest
+
+import (
+	"fmt"
+	"slices"
+	"strconv"
+	"strings"
+)
+
+// Devices is what can be plugged into a guest that runs, and taken out again.
+type Devices struct {
+	Disks []FurtherDisk `json:"disks,omitempty"`
+	NICs  []NIC         `json:"nics,omitempty"`
+}
+
+// Devices returns what a run of s has from its start on.
+func (s Spec) Devices() Devices {
+	return Devices{Disks: slices.Clone(s.Disks), NICs: slices.Clone(s.NICs)}
+}
+
+// Plugs is what turns the devices of a run into those of a spec. What goes is
+// taken out before what comes is put in.
+type Plugs struct {
+	OutDisks, OutNICs []string // by name
+	InDisks           []FurtherDisk
+	InNICs            []NIC
+}
+
+// Empty reports whether there is nothing to do.
+func (p Plugs) Empty() bool {
+	return len(p.OutDisks)+len(p.OutNICs)+len(p.InDisks)+len(p.InNICs) == 0
+}
+
+// Plugs returns what has to change for a run with the devices have to match s.
+// A disk that was made larger, or that firmware is to try in another order, is
+// not plugged anew: that shows with the next start.
+func (s Spec) Plugs(have Devices) Plugs {
+	var p Plugs
+	sameDisk := func(a FurtherDisk) func(FurtherDisk) bool {
+		return func(b FurtherDisk) bool { return a.Name == b.Name && a.Disc == b.Disc }
+	}
+	for _, d := range have.Disks {
+		if !slices.ContainsFunc(s.Disks, sameDisk(d)) {
+			p.OutDisks = append(p.OutDisks, d.Name)
+		}
+	}
+	for _, d := range s.Disks {
+		if !slices.ContainsFunc(have.Disks, sameDisk(d)) {
+			p.InDisks = append(p.InDisks, d)
+		}
+	}
+	for _, n := range have.NICs {
+		if !slices.Contains(s.NICs, n) {
+			p.OutNICs = append(p.OutNICs, n.Name)
+		}
+	}
+	for _, n := range s.NICs {
+		if !slices.Contains(have.NICs, n) {
+			p.InNICs = append(p.InNICs, n)
+		}
+	}
+	return p
+}
+
+// Pending says in words what of s a run with the devices have will get with its
+// next start only.
+func (s Spec) Pending(have Devices) []string {
+	var all []string
+	p := s.Plugs(have)
+	for _, n := range p.OutDisks {
+		all = append(all, "disk "+n+" goes")
+	}
+	for _, d := range p.InDisks {
+		all = append(all, "disk "+d.Name+" comes")
+	}
+	for _, n := range p.OutNICs {
+		all = append(all, "network card "+n+" goes")
+	}
+	for _, n := range p.InNICs {
+		all = append(all, "network card "+n.Name+" comes")
+	}
+	for _, d := range s.Disks {
+		if slices.ContainsFunc(have.Disks, func(h FurtherDisk) bool { return h.Name == d.Name && h.Disc == d.Disc && h != d }) {
+			all = append(all, "disk "+d.Name+" changes")
+		}
+	}
+	return all
+}
+
+// DiskSpace is how many bytes of the pool a guest of s may take: its layer and
+// its further disks; 0 is no bound.
+func (s Spec) DiskSpace() uint64 {
+	if s.Disk == 0 {
+		return 0
+	}
+	sum := s.Disk
+	for _, d := range s.Disks {
+		sum += d.Size
+	}
+	return sum
+}
+
+// NICName is what the nth network card of a guest is called.
+func NICName(n int) string { return fmt.Sprintf("eth%d", n) }
+
+// Number is which of its guest's network cards n is. Cards keep their numbers
+// when others are taken out.
+func (n NIC) Number() int {
+	i, err := strconv.Atoi(strings.TrimPrefix(n.Name, "eth"))
+	if err != nil {
+		return 0
+	}
+	return i
+}
