@@ -1,14 +1,14 @@
 package btrfs
 
 import (
-	"errors"
-	"fmt"
 	"os"
 	"path/filepath"
 	"strconv"
 	"strings"
 
 	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/loopdev"
 )
 
 // findLoop returns the loop device that file is attached to, or "". It
@@ -38,43 +38,11 @@ func findLoop(file string) (string, error) {
 }
 
 // attachLoop attaches file to a free loop device, with direct I/O so that its
-// pages are not cached twice, and with auto-clear so that the last close (that
-// of the mount) frees it. The caller closes the returned file once the device
-// is mounted.
+// pages are not cached twice. 4096 is btrfs' sector size on every machine with
+// 4 KiB pages, and direct I/O needs no smaller one from the host's disk then.
+// The caller closes the returned file once the device is mounted.
 func attachLoop(file string) (*os.File, error) {
-	ctl, err := unix.Open("/dev/loop-control", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return nil, &os.PathError{Op: "open", Path: "/dev/loop-control", Err: err}
-	}
-	defer unix.Close(ctl)
-	back, err := os.OpenFile(file, os.O_RDWR, 0)
-	if err != nil {
-		return nil, err
-	}
-	defer back.Close()
-	for range 64 { // another program may take the free device first
-		n, err := unix.IoctlRetInt(ctl, unix.LOOP_CTL_GET_FREE)
-		if err != nil {
-			return nil, fmt.Errorf("no free loop device: %w", err)
-		}
-		dev, err := os.OpenFile("/dev/loop"+strconv.Itoa(n), os.O_RDWR, 0)
-		if err != nil {
-			return nil, err
-		}
-		// 4096 is btrfs' sector size on every machine with 4 KiB pages, and
-		// direct I/O needs no smaller one from the host's disk then.
-		cfg := unix.LoopConfig{Fd: uint32(back.Fd()), Size: 4096,
-			Info: unix.LoopInfo64{Flags: unix.LO_FLAGS_AUTOCLEAR | unix.LO_FLAGS_DIRECT_IO}}
-		err = unix.IoctlLoopConfigure(int(dev.Fd()), &cfg)
-		if err == nil {
-			return dev, nil
-		}
-		dev.Close()
-		if !errors.Is(err, unix.EBUSY) {
-			return nil, &os.PathError{Op: "attach to " + dev.Name(), Path: file, Err: err}
-		}
-	}
-	return nil, fmt.Errorf("other programs took every free loop device: %w", unix.EBUSY)
+	return loopdev.Attach(file, loopdev.Options{Direct: true, Sector: 4096})
 }
 
 // mountedAt returns what is mounted at dir according to the text of
