@@ -16,6 +16,7 @@ import (
 
 	"lodge/internal/base/session"
 	"lodge/internal/engine"
+	"lodge/internal/engine/enginetest"
 	"lodge/internal/model/guest"
 )
 
@@ -142,7 +143,7 @@ func TestForkBomb(t *testing.T) {
 // TestLinksStayInside lets a guest lay links for the host's side to follow.
 func TestLinksStayInside(t *testing.T) {
 	r := newRig(t)
-	r.engine.o.Agent = build(t, "lodge/cmd/lodge-agent")
+	r.engine.o.Agent = enginetest.Build(t, "lodge/cmd/lodge-agent")
 	outside := t.TempDir()
 	if err := os.WriteFile(outside+"/secret", []byte("mine"), 0o644); err != nil {
 		t.Fatal(err)

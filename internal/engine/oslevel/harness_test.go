@@ -1,9 +1,8 @@
 package oslevel
 
 import (
-	"context"
-	"io"
-	"log/slog"
+	"fmt"
+	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,52 +10,35 @@ import (
 	"strings"
 	"testing"
 
+	"golang.org/x/sys/unix"
+
 	"lodge/internal/engine"
 	"lodge/internal/engine/enginetest"
-	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
+	"lodge/test/sandbox"
 )
 
-// build compiles one of the project's static programs.
-func build(t testing.TB, command string) string {
-	t.Helper()
-	out := filepath.Join(t.TempDir(), filepath.Base(command))
-	c := exec.Command("go", "build", "-o", out, command)
-	c.Env = append(os.Environ(), "CGO_ENABLED=0")
-	if text, err := c.CombinedOutput(); err != nil {
-		t.Fatalf("%v: %s", err, text)
-	}
-	return out
-}
+// TestMain gives the tests a network and mounts of their own.
+func TestMain(m *testing.M) { sandbox.Main(m) }
 
 // TestEngine holds this engine to the suite of all engines.
 func TestEngine(t *testing.T) {
 	r := newRig(t)
-	r.engine.o.Agent = build(t, "lodge/cmd/lodge-agent")
-	// Beside the test's own directory, because a socket's path must be short.
-	dir, err := os.MkdirTemp("", "lodge-keeper-")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { os.RemoveAll(dir) })
-	k, err := keeper.Open(t.Context(), keeper.Options{Dir: dir, Binary: build(t, "lodge/cmd/lodge-keeper"), Log: slog.New(slog.NewTextHandler(io.Discard, nil))})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		if err := k.Shutdown(context.Background()); err != nil {
-			t.Error(err)
-		}
-		k.Close()
-	})
-	enginetest.Run(t, enginetest.Harness{Engine: r.engine, Keepers: k,
+	r.engine.o.Agent = enginetest.Build(t, "lodge/cmd/lodge-agent")
+	k, kill := enginetest.Keeper(t)
+	bridge(t)
+	enginetest.Run(t, enginetest.Harness{
+		Engine: r.engine, Keepers: k, KillKeeper: kill, NIC: suiteNIC,
 		Guest: func(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) {
-			return r.guest(func(g *guest.Guest, _ *engine.Parts) {
+			return r.guest(func(g *guest.Guest, p *engine.Parts) {
 				if spec.Memory == 0 {
 					spec.Memory = 256 << 20
 				}
 				if spec.Processes == 0 {
 					spec.Processes = 200
+				}
+				if spec.Disk > 0 {
+					p.Root.Writable = limited(t, spec.Disk)
 				}
 				g.Spec = spec
 			})
@@ -76,4 +58,42 @@ func TestEngine(t *testing.T) {
 			return n
 		},
 	})
+}
+
+// limited is a volume's directory that ends at size.
+func limited(t *testing.T, size uint64) string {
+	t.Helper()
+	dir := t.TempDir()
+	if err := unix.Mount("lodge-test", dir, "tmpfs", 0, fmt.Sprintf("mode=711,size=%d", size)); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := unix.Unmount(dir, unix.MNT_DETACH); err != nil {
+			t.Error(err)
+		}
+	})
+	for d, mode := range map[string]os.FileMode{"upper": 0o755, "work": 0o700} {
+		if err := os.Mkdir(filepath.Join(dir, d), mode); err != nil {
+			t.Fatal(err)
+		}
+	}
+	return dir
+}
+
+// bridge makes the network of the suite's guests.
+func bridge(t *testing.T) {
+	t.Helper()
+	for _, c := range []string{"link add suite0 type bridge", "addr add 10.68.0.254/24 dev suite0", "link set suite0 up"} {
+		if out, err := exec.Command("ip", strings.Fields(c)...).CombinedOutput(); err != nil {
+			t.Fatalf("ip %s: %v: %s", c, err, out)
+		}
+	}
+	t.Cleanup(func() { exec.Command("ip", "link", "del", "suite0").Run() })
+}
+
+func suiteNIC(_ *testing.T, n int) engine.NIC {
+	return engine.NIC{
+		Name: "eth0", MAC: fmt.Sprintf("02:00:00:00:01:%02x", n), Device: fmt.Sprintf("lgs%dn0", n), Master: "suite0", MTU: 1500,
+		IPv4: netip.PrefixFrom(netip.AddrFrom4([4]byte{10, 68, 0, byte(n)}), 24), Gateway4: netip.MustParseAddr("10.68.0.254"),
+	}
 }
