@@ -68,6 +68,8 @@ type Options struct {
 	NetworkDrivers func() []Driver
 	// CheckSource says whether the image source can make what is asked.
 	CheckSource func(image.Spec) error
+	// CheckKernel says whether the kernel called so can be built here.
+	CheckKernel func(name string) error
 	// PortFree returns nil if nothing of the host listens there.
 	PortFree func(protocol string, listen netip.Addr, port uint16) error
 	// HostPrefixes is what the host itself can reach directly, which a new

@@ -91,6 +91,9 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 	if err := checkImage(im, p.spec); err != nil {
 		return nil, err
 	}
+	if err := d.checkKernel(p.spec); err != nil {
+		return nil, err
+	}
 	for _, n := range names {
 		if _, err := d.Tables.Guests.Get(n); err == nil {
 			return nil, &errs.Error{Kind: errs.Exists, Ref: "guest/" + n, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge rm " + n}

@@ -4,10 +4,10 @@ package images
 import (
 	"context"
 	"log/slog"
-	"sync"
 	"time"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/control"
 	contract "lodge/internal/images"
 	"lodge/internal/model"
 	"lodge/internal/model/image"
@@ -32,21 +32,13 @@ type Options struct {
 // so it runs beside the reconciler, once for each image however many ask.
 type Reconciler struct {
 	Options
-	mu     sync.Mutex
-	builds map[string]*build
-	wg     sync.WaitGroup
-}
-
-type build struct {
-	wish   int64
-	cancel context.CancelFunc
-	done   bool
-	built  contract.Built
-	err    error
+	builds *control.Builds[contract.Built]
 }
 
 // New returns a reconciler that builds nothing yet.
-func New(o Options) *Reconciler { return &Reconciler{Options: o, builds: map[string]*build{}} }
+func New(o Options) *Reconciler {
+	return &Reconciler{Options: o, builds: control.NewBuilds[contract.Built](o.Wake)}
+}
 
 // Name returns the reconciler's name in the graph and the log.
 func (*Reconciler) Name() string { return "images" }
@@ -64,15 +56,15 @@ func (*Reconciler) Writes() []model.Kind { return []model.Kind{image.Kind} }
 func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string) (time.Duration, error) {
 	rec, err := r.Tables.Images.ByID(id)
 	if err != nil {
-		r.drop(id)
+		r.builds.Drop(id)
 		return 0, nil
 	}
 	if rec.Deleting != nil {
-		r.drop(id)
+		r.builds.Drop(id)
 		return 0, r.remove(ctx, rec)
 	}
 	if rec.Status.Wish >= rec.Spec.Wish && rec.Status.Digest != "" {
-		r.drop(id)
+		r.builds.Drop(id)
 		if rec.Status.Generation == rec.Generation {
 			return 0, nil
 		}
@@ -85,42 +77,14 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 	if rec.Status.Problem != nil && rec.Status.Generation >= rec.Generation {
 		return 0, nil // it failed for good; whoever wants it still asks again
 	}
-	b := r.build(rec, log)
-	if b == nil {
+	built, done, failed := r.builds.Do(id, rec.Spec.Wish, func(ctx context.Context) (contract.Built, error) { return r.make(ctx, rec, log) })
+	if !done {
 		return 0, nil // under way; its end wakes us
 	}
-	if b.err != nil {
-		log.Warn("an image could not be made", "image", rec.Name, "error", b.err)
+	if failed != nil {
+		log.Warn("an image could not be made", "image", rec.Name, "error", failed)
 	}
-	return 0, r.finish(ctx, rec, b)
-}
-
-// build returns the finished build that answers rec's wish, or starts one.
-func (r *Reconciler) build(rec tables.ImageRecord, log *slog.Logger) *build {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	b := r.builds[rec.ID]
-	switch {
-	case b != nil && !b.done:
-		return nil
-	case b != nil && b.wish == rec.Spec.Wish:
-		delete(r.builds, rec.ID)
-		return b
-	}
-	ctx, cancel := context.WithCancel(context.Background())
-	b = &build{wish: rec.Spec.Wish, cancel: cancel}
-	r.builds[rec.ID] = b
-	r.wg.Add(1)
-	go func() {
-		defer r.wg.Done()
-		defer cancel()
-		built, err := r.make(ctx, rec, log)
-		r.mu.Lock()
-		b.done, b.built, b.err = true, built, err
-		r.mu.Unlock()
-		r.Wake(rec.ID)
-	}()
-	return nil
+	return 0, r.finish(ctx, rec, built, failed)
 }
 
 func (r *Reconciler) make(ctx context.Context, rec tables.ImageRecord, log *slog.Logger) (contract.Built, error) {
@@ -142,41 +106,36 @@ func (r *Reconciler) make(ctx context.Context, rec tables.ImageRecord, log *slog
 	return built, err
 }
 
-func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, b *build) error {
+func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, built contract.Built, failed error) error {
 	now := r.Now()
 	old := rec.Status.Digest
 	_, err := r.Tables.Images.SetStatus(ctx, rec.ID, func(s *image.Status) error {
-		if b.err != nil {
-			s.Problem = model.ProblemOf(b.err, now, s.Problem)
-			if s.Problem.Final = !goesOn(b.err); s.Problem.Final {
+		if failed != nil {
+			s.Problem = model.ProblemOf(failed, now, s.Problem)
+			if s.Problem.Final = !control.GoesOn(failed); s.Problem.Final {
 				s.Generation = rec.Generation
 			}
 			return nil
 		}
-		*s = image.Status{Wish: b.wish, Generation: rec.Generation, Digest: b.built.Digest, Size: b.built.Size, Built: &now, Info: b.built.Info}
+		*s = image.Status{Wish: rec.Spec.Wish, Generation: rec.Generation, Digest: built.Digest, Size: built.Size, Built: &now, Info: built.Info}
 		return nil
 	})
 	if err != nil {
 		return err
 	}
-	if b.err == nil && rec.Spec.Upload != "" {
+	if failed == nil && rec.Spec.Upload != "" {
 		if err := r.Spooled(rec.Spec.Upload); err != nil {
 			return err
 		}
 	}
-	if b.err == nil && old != "" && old != b.built.Digest {
+	if failed == nil && old != "" && old != built.Digest {
 		return r.sweep(ctx, old)
 	}
-	if goesOn(b.err) {
-		return b.err
+	if control.GoesOn(failed) {
+		return failed
 	}
 	return nil
 }
-
-// goesOn reports whether a build that failed is tried again by itself: when
-// space was made it goes on, but a mirror that failed is asked again only by
-// whoever wants the image.
-func goesOn(err error) bool { return errs.Is(err, errs.NoSpace) }
 
 func (r *Reconciler) remove(ctx context.Context, rec tables.ImageRecord) error {
 	if err := r.Tables.Images.Delete(ctx, rec.ID); err != nil {
@@ -226,26 +185,7 @@ func (r *Reconciler) SweepAll(ctx context.Context) error {
 	return nil
 }
 
-// drop forgets a build, and ends it if it still runs.
-func (r *Reconciler) drop(id string) {
-	r.mu.Lock()
-	defer r.mu.Unlock()
-	if b := r.builds[id]; b != nil {
-		b.cancel()
-		if b.done {
-			delete(r.builds, id)
-		}
-	}
-}
-
 // Close ends all builds and waits until they have cleaned up.
-func (r *Reconciler) Close() {
-	r.mu.Lock()
-	for _, b := range r.builds {
-		b.cancel()
-	}
-	r.mu.Unlock()
-	r.wg.Wait()
-}
+func (r *Reconciler) Close() { r.builds.Close() }
 
 var _ reconcile.Reconciler = (*Reconciler)(nil)

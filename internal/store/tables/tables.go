@@ -7,6 +7,7 @@ import (
 	"lodge/internal/model/forward"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
+	"lodge/internal/model/kernel"
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
@@ -19,6 +20,7 @@ type Tables struct {
 	Guests     *store.Table[guest.Spec, guest.Status]
 	Holders    *store.Table[guest.Holder, struct{}]
 	Images     *store.Table[image.Spec, image.Status]
+	Kernels    *store.Table[kernel.Spec, kernel.Status]
 	Pools      *store.Table[pool.Spec, pool.Status]
 	Networks   *store.Table[network.Spec, network.Status]
 	Leases     *store.Table[network.LeaseSpec, struct{}]
@@ -33,6 +35,7 @@ func Open(s *store.Store) *Tables {
 		Guests:     store.NewTable[guest.Spec, guest.Status](s, guest.Kind),
 		Holders:    store.NewTable[guest.Holder, struct{}](s, guest.HolderKind),
 		Images:     store.NewTable[image.Spec, image.Status](s, image.Kind),
+		Kernels:    store.NewTable[kernel.Spec, kernel.Status](s, kernel.Kind),
 		Pools:      store.NewTable[pool.Spec, pool.Status](s, pool.Kind),
 		Networks:   store.NewTable[network.Spec, network.Status](s, network.Kind),
 		Leases:     store.NewTable[network.LeaseSpec, struct{}](s, network.Lease),
@@ -45,6 +48,7 @@ func Open(s *store.Store) *Tables {
 type (
 	GuestRecord     = store.Record[guest.Spec, guest.Status]
 	ImageRecord     = store.Record[image.Spec, image.Status]
+	KernelRecord    = store.Record[kernel.Spec, kernel.Status]
 	PoolRecord      = store.Record[pool.Spec, pool.Status]
 	NetworkRecord   = store.Record[network.Spec, network.Status]
 	ForwardRecord   = store.Record[forward.Spec, forward.Status]
