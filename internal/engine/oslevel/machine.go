@@ -51,7 +51,7 @@ func (m *Machine) Resume(ctx context.Context) error { return m.e.o.Tree.Thaw(ctx
 // takes for it. A program that is process 1 in an init's place gets SIGTERM,
 // which the kernel drops if the program does not handle it.
 func (m *Machine) Shutdown(ctx context.Context) error {
-	argv, init := firstProgram(m.g, m.parts)
+	argv, init := engine.FirstProgram(m.g, m.parts)
 	sig := unix.SIGTERM
 	if init {
 		sig = stopSignal(m.initName(argv))

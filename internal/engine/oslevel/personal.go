@@ -9,11 +9,7 @@ import (
 	"lodge/internal/engine"
 	"lodge/internal/launch"
 	"lodge/internal/launch/plan"
-	"lodge/internal/model/guest"
 )
-
-// resolverMark is the first line of a resolv.conf that is Lodge's to renew.
-const resolverMark = "# made by lodge; remove this line to keep your own\n"
 
 // stampPath holds the id and name that the guest's files were last made for. A
 // guest keeps what its owner changes; a copy or a renamed guest gets files of
@@ -36,8 +32,8 @@ func (b *boot) personal() {
 	b.put("etc/machine-id", "", unix.O_TRUNC)
 	b.Here(sameGuest)
 	b.put("etc/hostname", b.g.Name+"\n", unix.O_CREAT|unix.O_TRUNC)
-	b.put("etc/hosts", hosts(b.g, b.parts), unix.O_CREAT|unix.O_TRUNC)
-	b.put("etc/resolv.conf", resolver(b.parts), unix.O_CREAT|unix.O_TRUNC)
+	b.put("etc/hosts", engine.Hosts(b.g, b.parts), unix.O_CREAT|unix.O_TRUNC)
+	b.put("etc/resolv.conf", engine.Resolver(b.parts), unix.O_CREAT|unix.O_TRUNC)
 	b.put(stampPath, stamp, unix.O_CREAT|unix.O_TRUNC)
 	b.Here(known)
 	b.resolver()
@@ -51,11 +47,11 @@ func (b *boot) resolver() {
 	if len(b.parts.DNS) == 0 {
 		return
 	}
-	text := resolver(b.parts)
+	text := engine.Resolver(b.parts)
 	theirs := b.Mark()
 	b.put("etc/resolv.conf", text, unix.O_CREAT|unix.O_EXCL)
-	have := b.read("etc/resolv.conf", len(resolverMark))
-	b.JumpUnless(b.Differ(have, b.Bytes([]byte(resolverMark)), len(resolverMark)), zero, theirs)
+	have := b.read("etc/resolv.conf", len(engine.ResolverMark))
+	b.JumpUnless(b.Differ(have, b.Bytes([]byte(engine.ResolverMark)), len(engine.ResolverMark)), zero, theirs)
 	b.put("etc/resolv.conf", text, unix.O_TRUNC)
 	b.Here(theirs)
 
@@ -130,33 +126,4 @@ func (b *boot) read(path string, n int) plan.At {
 // skipFailed goes on at m when fd is an error.
 func (b *boot) skipFailed(fd plan.Reg, m plan.Mark) {
 	b.JumpBelow(fd, zero, m)
-}
-
-func hosts(g guest.Guest, parts engine.Parts) string {
-	var s strings.Builder
-	s.WriteString("127.0.0.1\tlocalhost\n::1\tlocalhost ip6-localhost ip6-loopback\nff02::1\tip6-allnodes\nff02::2\tip6-allrouters\n")
-	names := g.Name
-	if parts.Domain != "" {
-		names = g.Name + "." + parts.Domain + " " + g.Name
-	}
-	address := "127.0.1.1"
-	for _, n := range parts.NICs {
-		if n.IPv4.IsValid() {
-			address = n.IPv4.Addr().String()
-			break
-		}
-	}
-	fmt.Fprintf(&s, "%s\t%s\n", address, names)
-	return s.String()
-}
-
-func resolver(parts engine.Parts) string {
-	s := resolverMark
-	for _, a := range parts.DNS {
-		s += "nameserver " + a.String() + "\n"
-	}
-	if parts.Domain != "" {
-		s += "search " + parts.Domain + "\n"
-	}
-	return s
 }

@@ -1,8 +1,6 @@
 package oslevel
 
 import (
-	"crypto/sha256"
-	"encoding/hex"
 	"maps"
 	"path/filepath"
 	"slices"
@@ -38,29 +36,11 @@ func (e *Engine) Program(g guest.Guest, parts engine.Parts) (keeper.Program, err
 	return p, nil
 }
 
-// firstProgram is the guest's process 1 and whether it is an operating system's
-// init rather than a program that somebody wants to run.
-func firstProgram(g guest.Guest, parts engine.Parts) (argv []string, init bool) {
-	switch {
-	case len(g.Spec.Command) > 0:
-		return g.Spec.Command, false
-	case len(parts.Image.Init) > 0:
-		return parts.Image.Init, true
-	}
-	return []string{"/sbin/init"}, true
-}
-
-// searchPath is where guests' programs are looked for when nobody says where.
-const searchPath = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
-
-// environment is what every program of a guest that Lodge starts begins with,
-// and the guest's own settings on top. container tells an init what it runs in
+// environment tells an init besides what it runs in
 // (systemd.io/CONTAINER_INTERFACE).
 func environment(g guest.Guest) map[string]string {
-	env := map[string]string{
-		"PATH": searchPath, "HOME": "/root", "TERM": "xterm-256color", "LANG": "C.UTF-8", "container": "lodge",
-	}
-	maps.Copy(env, g.Spec.Env)
+	env := map[string]string{"container": "lodge"}
+	maps.Copy(env, engine.Environment(g))
 	return env
 }
 
@@ -70,11 +50,4 @@ func environ(env map[string]string) []string {
 		out = append(out, k+"="+env[k])
 	}
 	return out
-}
-
-// machineID is the guest's identity as systemd wants it, the same for all of
-// the guest's life and no other's.
-func machineID(g guest.Guest) string {
-	sum := sha256.Sum256([]byte("lodge guest " + g.ID))
-	return hex.EncodeToString(sum[:16])
 }

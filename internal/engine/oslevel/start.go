@@ -237,10 +237,10 @@ func (b *boot) guest() error {
 	b.stage.Await(plugged)
 	b.network()
 
-	argv, init := firstProgram(b.g, b.parts)
+	argv, init := engine.FirstProgram(b.g, b.parts)
 	env := environment(b.g)
 	if init {
-		env["container_uuid"] = machineID(b.g)
+		env["container_uuid"] = engine.MachineID(b.g)
 	} else {
 		// An init hands its terminal on; a program has none but this.
 		b.Do("controlling terminal", unix.SYS_IOCTL, zero, plan.Imm(unix.TIOCSCTTY), zero)

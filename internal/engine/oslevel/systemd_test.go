@@ -31,7 +31,7 @@ func TestSystemd(t *testing.T) {
 	if state != "running" {
 		t.Errorf("the system is %s: %s", state, shell(t, m, "systemctl --failed --plain --no-legend"))
 	}
-	if id := shell(t, m, "cat /etc/machine-id"); strings.TrimSpace(id) != machineID(m.g) {
+	if id := shell(t, m, "cat /etc/machine-id"); strings.TrimSpace(id) != engine.MachineID(m.g) {
 		t.Errorf("the machine id is %q", id)
 	}
 	if err := m.Shutdown(t.Context()); err != nil {
