@@ -10,6 +10,6 @@ scripts/check.sh
 
 echo "test: packages, with the race detector"
 # shellcheck disable=SC2046 # a list of packages
-CGO_ENABLED=1 go test -race -timeout 20m $(go list ./... | grep -v /test/)
+CGO_ENABLED=1 go test -race -timeout 20m $(go list ./... | grep -v -e /test/bench -e /test/e2e)
 echo "test: the real programs and guests"
 go test -count=1 -timeout 40m -v ./test/e2e 2>&1 | grep -v -e '^=== ' -e '^    --- PASS'

@@ -52,6 +52,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 		sources: map[string]images.Source{},
 		uploads: uploads,
 	}
+	d.engines = append(d.engines, o.Engines...)
 	for _, p := range []storage.Driver{dir.New(log), btrfs.New(log)} {
 		d.pools[p.Info().Name] = p
 	}

@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/engine"
 )
 
 // Options is what an administrator can choose when starting lodged.
@@ -23,6 +24,8 @@ type Options struct {
 	Size    uint64 // bytes of the default pool's file when it is first made; 0 lets the driver choose
 	Limits  bool   // raise the host's limits that many guests need
 	Log     *slog.Logger
+
+	Engines engine.Set // beside Lodge's own, after them
 }
 
 // Defaults returns the options of a server that is Lodge's alone.

@@ -90,7 +90,7 @@ func pause(t *testing.T, h *suite) {
 	if pr, err := r.m.Probe(t.Context()); err != nil || !pr.Paused {
 		t.Errorf("paused, and the probe says %+v, %v", pr, err)
 	}
-	if _, err := r.m.(engine.Execer).Exec(t.Context(), session.Request{Argv: []string{"true"}}); !errs.Is(err, errs.Conflict) {
+	if _, err := r.exec(session.Request{Argv: []string{"true"}}); !errs.Is(err, errs.Conflict) {
 		t.Errorf("exec in a paused guest: %v", err)
 	}
 	if err := p.Pause(t.Context()); err != nil {

@@ -49,7 +49,8 @@ type Harness struct {
 
 	Crowd     int  // guests at once; 0: 20
 	Slow      bool // a boot takes seconds: cases that leave a guest as it was share one
-	OwnKernel bool // guests have a kernel of their own: it can panic, and what is wrong with the first program shows when the guest ended
+	OwnKernel bool // guests have a kernel of their own, which can panic
+	Late      bool // what is wrong with a guest's first program shows when the guest ended, not when it is started
 }
 
 // patience is how long the suite waits for what must happen.
@@ -245,7 +246,7 @@ func (r *running) begin(q session.Request) (s session.Session, text func() strin
 		r.t.Fatal(err1, err2)
 	}
 	q.Stdout, q.Stderr = stdout, stderr
-	s, err := r.m.(engine.Execer).Exec(r.t.Context(), q)
+	s, err := r.exec(q)
 	stdout.Close()
 	stderr.Close()
 	if err != nil {
@@ -260,6 +261,17 @@ func (r *running) begin(q session.Request) (s session.Session, text func() strin
 		}()
 	}
 	return s, func() string { return <-texts[0] + <-texts[1] }
+}
+
+// exec starts a program in the guest. A case that needs one is left out for
+// engines that cannot.
+func (r *running) exec(q session.Request) (session.Session, error) {
+	r.t.Helper()
+	x, ok := r.m.(engine.Execer)
+	if !ok {
+		r.t.Skip("the engine runs no programs inside guests")
+	}
+	return x.Exec(r.t.Context(), q)
 }
 
 // background starts a shell command of which nobody wants to hear.
@@ -283,6 +295,23 @@ func (r *running) must(command string) string {
 		r.t.Fatalf("%s: status %d: %s", command, code, out)
 	}
 	return strings.TrimSpace(out)
+}
+
+// answers checks that the guest is up and itself.
+func (r *running) answers() {
+	r.t.Helper()
+	if s := r.held.State(); s.Exit != nil {
+		r.t.Fatalf("the guest has ended: %+v\n%s", s, r.log())
+	}
+	if p, err := r.m.Probe(r.t.Context()); err != nil || p.Paused || p.Trouble != "" {
+		r.t.Errorf("the probe says %+v, %v", p, err)
+	}
+	if _, ok := r.m.(engine.Execer); !ok {
+		return
+	}
+	if out := r.shell("hostname"); out != r.g.Name {
+		r.t.Errorf("asked for its name it says %q", out)
+	}
 }
 
 // seen waits for a text on the console, of which a log is kept.

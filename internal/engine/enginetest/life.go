@@ -89,7 +89,7 @@ func badInit(t *testing.T, h *suite) {
 		t.Cleanup(r.end)
 	}
 	switch {
-	case err == nil && !h.OwnKernel:
+	case err == nil && !h.Late:
 		t.Error("a guest without a program to run started")
 	case err == nil:
 		e, last := r.over()
@@ -158,9 +158,7 @@ func reconnect(t *testing.T, h *suite) {
 	}
 	r.held = held
 	r.connect()
-	if out := r.shell("echo still here"); out != "still here" {
-		t.Errorf("said %q", out)
-	}
+	r.answers()
 }
 
 // keeperKilled checks that guests outlive the keeper and the next one has them.
@@ -171,9 +169,7 @@ func keeperKilled(t *testing.T, h *suite) {
 	r := h.guest(t)
 	was := r.held.State().Pid
 	h.KillKeeper(t)
-	if out := r.shell("echo still here"); out != "still here" {
-		t.Errorf("without a keeper it said %q", out)
-	}
+	r.answers()
 	c, err := r.held.Console(t.Context()) // which waits for the next keeper
 	if err != nil {
 		t.Fatal(err)
@@ -186,9 +182,7 @@ func keeperKilled(t *testing.T, h *suite) {
 		t.Fatal(err)
 	}
 	r.connect()
-	if out := r.shell("echo still here"); out != "still here" {
-		t.Errorf("with the next keeper it said %q", out)
-	}
+	r.answers()
 }
 
 // daemonKilled checks that a daemon that starts finds the guests of the one
@@ -203,9 +197,7 @@ func daemonKilled(t *testing.T, h *suite) {
 	r.background("while :; do echo to nobody; done")
 	h.Engine = h.Anew(t)
 	r.up()
-	if out := r.shell("echo still here"); out != "still here" {
-		t.Errorf("said %q", out)
-	}
+	r.answers()
 	r.eventually("what ran for the daemon that is gone has ended", func() bool {
 		return r.shell("grep -l 'to nobod[y]' /proc/[0-9]*/cmdline") == ""
 	})
@@ -221,8 +213,6 @@ func many(t *testing.T, h *suite) {
 		r.up()
 	}
 	for _, r := range all {
-		if out := r.shell("hostname"); out != r.g.Name {
-			t.Errorf("%s says %q", r.g.Name, out)
-		}
+		r.answers()
 	}
 }

@@ -126,9 +126,7 @@ func memoryFull(t *testing.T, h *suite) {
 	if out, code := r.run(session.Request{Argv: []string{"awk", hog}}); code == 0 || strings.Contains(out, "all of it") {
 		t.Errorf("a program got two gigabytes of a guest with 256 MiB: status %d, %q", code, out)
 	}
-	if out := r.must("echo still here"); out != "still here" {
-		t.Errorf("after that it said %q", out)
-	}
+	r.answers()
 }
 
 func files(t *testing.T, h *suite) {

@@ -86,3 +86,35 @@ func crashKeeper(t *testing.T, dir string) {
 	}
 	t.Fatal("no keeper runs")
 }
+
+// BusyboxTree makes in dir the smallest tree that a guest can live in.
+func BusyboxTree(t testing.TB, dir string) {
+	t.Helper()
+	static, err := exec.LookPath("busybox")
+	if err != nil {
+		t.Skip("busybox is not installed")
+	}
+	for _, d := range []string{"bin", "sbin", "etc", "proc", "sys", "dev", "run", "root", "tmp", "home/ann"} {
+		if err := os.MkdirAll(filepath.Join(dir, d), 0o755); err != nil {
+			t.Fatal(err)
+		}
+	}
+	os.Chmod(filepath.Join(dir, "tmp"), 0o1777)
+	os.Chown(filepath.Join(dir, "home/ann"), 1000, 1000)
+	if out, err := exec.Command("cp", static, filepath.Join(dir, "bin/busybox")).CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	if out, err := exec.Command("chroot", dir, "/bin/busybox", "--install", "-s", "/bin").CombinedOutput(); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+	os.Symlink("/bin/busybox", filepath.Join(dir, "sbin/init"))
+	for name, text := range map[string]string{
+		"etc/passwd":  "root:x:0:0:root:/root:/bin/sh\nann:x:1000:1000:Ann:/home/ann:/bin/sh\n",
+		"etc/group":   "root:x:0:\nann:x:1000:\naudio:x:29:ann,bob\n",
+		"etc/inittab": "::sysinit:/bin/echo booted\n::ctrlaltdel:/bin/reboot\n::shutdown:/bin/echo going down\n",
+	} {
+		if err := os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
