@@ -1,0 +1,104 @@
+package engine
+
+import (
+	"bytes"
+	"io"
+	"os"
+	"regexp"
+	"strconv"
+	"strings"
+	"syscall"
+
+	"lodge/internal/keeper"
+)
+
+const (
+	// tailMax is how much of the end of a console is looked at, in bytes; a
+	// panic writes a few thousand.
+	tailMax = 32 << 10
+	// lastMax is how many lines of it a person is shown.
+	lastMax = 20
+	// panicCode is the exit status of a guest whose kernel panicked.
+	panicCode = 1
+)
+
+// What kernels write with their highest priority, so that no "quiet" keeps it
+// back, and what the agent writes when a guest's only program has ended.
+var (
+	kernelStarts = []byte("Linux version ")
+	restarting   = regexp.MustCompile(`reboot: Restarting system`)
+	poweringOff  = regexp.MustCompile(`reboot: (Power down|System halted)`)
+	panicking    = regexp.MustCompile(`Kernel panic - not syncing: `)
+	finished     = regexp.MustCompile(`lodge-agent: the first program ended with status ([0-9]{1,3})\b`)
+)
+
+// LastWords tells from the end of its console how a guest with a kernel of its
+// own ended, whose monitor ended by itself; see Ender. It is false where the
+// console does not say.
+func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known bool) {
+	text := consoleTail(ConsoleLog(parts.Dir))
+	is = keeper.Exit{At: e.At}
+	if m := lastMatch(finished, text); m != nil {
+		is.Code, _ = strconv.Atoi(string(text[m[2]:m[3]])) // three digits are a number
+		return is, linesOf(text), true
+	}
+	if lastMatch(panicking, text) != nil { // a restart may follow
+		is.Code = panicCode
+		return is, linesOf(text), true
+	}
+	restart, off := lastMatch(restarting, text), lastMatch(poweringOff, text)
+	switch {
+	case restart != nil && (off == nil || restart[0] > off[0]):
+		is.Signal = syscall.SIGHUP
+	case off != nil:
+		is.Signal = syscall.SIGINT
+	default:
+		return e, linesOf(text), false
+	}
+	return is, "", true
+}
+
+// consoleTail is the end of what a console said in its last run.
+func consoleTail(path string) []byte {
+	text := fileTail(path)
+	if len(text) < tailMax { // the log was rotated not long ago
+		text = append(fileTail(path+".1"), text...)
+	}
+	if i := bytes.LastIndex(text, kernelStarts); i >= 0 {
+		text = text[i:]
+	}
+	return text[max(0, len(text)-tailMax):]
+}
+
+// fileTail is the end of a file, or nothing.
+func fileTail(path string) []byte {
+	f, err := os.Open(path)
+	if err != nil {
+		return nil
+	}
+	defer f.Close()
+	if info, err := f.Stat(); err == nil && info.Size() > tailMax {
+		if _, err := f.Seek(-tailMax, io.SeekEnd); err != nil {
+			return nil
+		}
+	}
+	text, err := io.ReadAll(io.LimitReader(f, tailMax))
+	if err != nil {
+		return nil
+	}
+	return text
+}
+
+func lastMatch(what *regexp.Regexp, text []byte) []int {
+	all := what.FindAllSubmatchIndex(text, -1)
+	if all == nil {
+		return nil
+	}
+	return all[len(all)-1]
+}
+
+// linesOf is the last lines of a console.
+func linesOf(text []byte) string {
+	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(text), "\r", "")), "\n")
+	return strings.Join(lines[max(0, len(lines)-lastMax):], "\n")
+}
