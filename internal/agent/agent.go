@@ -39,16 +39,16 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 		return Done
 	}
 	fmt.Fprintln(errw, "lodge-agent: "+strings.ReplaceAll(err.Error(), "\n", "; "))
-	if missing, ok := errors.AsType[*missing](err); ok && missing != nil {
+	if errors.Is(err, ErrMissing) {
 		return NotFound
 	}
 	return Failed
 }
 
-// missing says that the path of the request itself does not exist.
-type missing struct{ path string }
+// ErrMissing marks that the path of the request itself does not exist.
+var ErrMissing = errors.New("does not exist")
 
-func (m *missing) Error() string { return fmt.Sprintf("%q does not exist", m.path) }
+func missing(path string) error { return fmt.Errorf("%q %w", path, ErrMissing) }
 
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
 	if len(args) != 3 || args[0] != "files" {
@@ -56,23 +56,23 @@ func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error 
 	}
 	switch args[1] {
 	case "pack":
-		return pack(ctx, args[2], out)
+		return Pack(ctx, args[2], out)
 	case "unpack":
-		return unpack(ctx, args[2], in)
+		return Unpack(ctx, args[2], in)
 	}
 	return errors.New(usage)
 }
 
-// pack writes the file or tree at path as a tar whose first entry is the
+// Pack writes the file or tree at path as a tar whose first entry is the
 // path's last element. If that is a symbolic link it is written as one; a path
 // that ends in "/" or "/." means what the link points to.
-func pack(ctx context.Context, path string, out io.Writer) error {
+func Pack(ctx context.Context, path string, out io.Writer) error {
 	if path == "" {
 		return errors.New("the path is empty")
 	}
 	f, target, err := open(path)
 	if errors.Is(err, unix.ENOENT) {
-		return &missing{path}
+		return missing(path)
 	}
 	if err != nil {
 		return fmt.Errorf("%q: %w", path, err)
@@ -99,13 +99,13 @@ func open(path string) (f *os.File, target string, err error) {
 	return treetar.OpenEntry(unix.AT_FDCWD, path)
 }
 
-// unpack writes a tar below dir, which must exist; dir may be a symbolic link
+// Unpack writes a tar below dir, which must exist; dir may be a symbolic link
 // to a folder.
-func unpack(ctx context.Context, dir string, in io.Reader) error {
+func Unpack(ctx context.Context, dir string, in io.Reader) error {
 	f, err := os.OpenFile(dir, os.O_RDONLY|unix.O_DIRECTORY, 0)
 	switch {
 	case errors.Is(err, unix.ENOENT):
-		return &missing{dir}
+		return missing(dir)
 	case errors.Is(err, unix.ENOTDIR):
 		return fmt.Errorf("%q is not a folder", dir)
 	case err != nil:

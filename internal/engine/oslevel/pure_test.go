@@ -9,6 +9,7 @@ import (
 	"github.com/elastic/go-seccomp-bpf/arch"
 	"golang.org/x/sys/unix"
 
+	accounts "lodge/internal/base/account"
 	"lodge/internal/base/errs"
 	"lodge/internal/launch"
 )
@@ -64,7 +65,7 @@ func FuzzLookup(f *testing.F) {
 		if err != nil {
 			return
 		}
-		if a.uid >= idCount || a.gid >= idCount || len(a.groups) > groupsMax+1 {
+		if a.uid >= idCount || a.gid >= idCount || len(a.groups) > accounts.GroupsMax+1 {
 			t.Fatalf("%+v", a)
 		}
 		for _, g := range a.groups {

@@ -1,15 +1,13 @@
 package oslevel
 
 import (
-	"bufio"
-	"fmt"
 	"io"
 	"os"
 	"strconv"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	accounts "lodge/internal/base/account"
 	"lodge/internal/base/errs"
 )
 
@@ -22,111 +20,10 @@ type account struct {
 	shell    string
 }
 
-// groupsMax is how many groups an account may be in here; the kernel takes 65,536.
-const groupsMax = 1024
-
-// accountFileMax bounds what is read of a guest's passwd and group files.
-const accountFileMax = 4 << 20
-
-// lookup finds the account that who means: a name or number, and perhaps ":"
-// and a group's. Numbers need no entry in the guest's files.
+// lookup finds the account that who means.
 func lookup(who string, passwd, group io.Reader) (account, error) {
-	user, wantGroup, hasGroup := strings.Cut(who, ":")
-	if user == "" {
-		user = "root"
-	}
-	a, known := findUser(user, passwd)
-	if !known {
-		uid, err := strconv.ParseUint(user, 10, 16)
-		switch {
-		case err == nil:
-			a = account{name: user, uid: uint32(uid), home: "/", shell: "/bin/sh"}
-		case user == "root":
-			a = account{name: "root", home: "/root", shell: "/bin/sh"}
-		default:
-			return a, &errs.Error{Op: "oslevel.exec", Kind: errs.NotFound, Field: "user", Msg: fmt.Sprintf("the guest has no user %q", user)}
-		}
-	}
-	if known {
-		a.groups = []uint32{a.gid}
-	}
-	gid, found := uint32(0), false
-	eachRow(group, 4, func(f []string) {
-		id, ok := idOf(f[2])
-		if !ok {
-			return
-		}
-		if hasGroup && !found && f[0] == wantGroup {
-			gid, found = id, true
-		}
-		for member := range strings.SplitSeq(f[3], ",") {
-			if known && member == a.name && len(a.groups) < groupsMax {
-				a.groups = append(a.groups, id)
-			}
-		}
-	})
-	if !hasGroup {
-		return a, nil
-	}
-	if !found {
-		if gid, found = idOf(wantGroup); !found {
-			return a, &errs.Error{Op: "oslevel.exec", Kind: errs.NotFound, Field: "user", Msg: fmt.Sprintf("the guest has no group %q", wantGroup)}
-		}
-	}
-	a.gid, a.groups = gid, nil // as asked, and no more
-	return a, nil
-}
-
-// findUser looks for a name, or failing that a number, in passwd.
-func findUser(user string, passwd io.Reader) (account, bool) {
-	var byName, byID *account
-	want, isID := idOf(user)
-	eachRow(passwd, 7, func(f []string) {
-		uid, ok := idOf(f[2])
-		gid, okGroup := idOf(f[3])
-		if !ok || !okGroup {
-			return
-		}
-		a := &account{name: f[0], uid: uid, gid: gid, home: f[5], shell: f[6]}
-		if byName == nil && f[0] == user {
-			byName = a
-		}
-		if byID == nil && isID && uid == want {
-			byID = a
-		}
-	})
-	if byName == nil {
-		byName = byID
-	}
-	if byName == nil {
-		return account{}, false
-	}
-	if !strings.HasPrefix(byName.home, "/") {
-		byName.home = "/"
-	}
-	if !strings.HasPrefix(byName.shell, "/") {
-		byName.shell = "/bin/sh"
-	}
-	return *byName, true
-}
-
-// idOf reads an id of a guest, of which there are 65,536.
-func idOf(s string) (uint32, bool) {
-	n, err := strconv.ParseUint(s, 10, 16)
-	return uint32(n), err == nil
-}
-
-// eachRow calls row for every line that has at least n fields between colons
-// and no byte that could not be in such a file; others are passed over.
-func eachRow(r io.Reader, n int, row func(f []string)) {
-	lines := bufio.NewScanner(r)
-	lines.Buffer(nil, 64<<10)
-	for lines.Scan() {
-		f := strings.Split(lines.Text(), ":")
-		if len(f) >= n && f[0] != "" && !strings.Contains(lines.Text(), "\x00") {
-			row(f)
-		}
-	}
+	a, err := accounts.Lookup(who, io.LimitReader(passwd, accounts.FileMax), io.LimitReader(group, accounts.FileMax))
+	return account{name: a.Name, uid: a.UID, gid: a.GID, groups: a.Groups, home: a.Home, shell: a.Shell}, err
 }
 
 // account resolves a user by the guest's own files.
@@ -146,7 +43,7 @@ func (m *Machine) account(who string) (account, error) {
 		return account{}, err
 	}
 	defer group.Close()
-	return lookup(who, io.LimitReader(passwd, accountFileMax), io.LimitReader(group, accountFileMax))
+	return lookup(who, passwd, group)
 }
 
 // root opens the guest's root directory.

@@ -1,0 +1,110 @@
+package dial
+
+import (
+	"context"
+	"errors"
+	"io"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"lodge/internal/agent"
+	"lodge/internal/base/errs"
+)
+
+// slow is how long the agent may take for what moves the whole guest.
+const slow = 2 * time.Minute
+
+// Stats asks what the guest says of itself.
+func (l *Link) Stats(ctx context.Context) (agent.Stats, error) {
+	r, err := l.ask(ctx, agent.Request{Op: agent.OpStats}, answerTimeout)
+	if err == nil && r.Stats == nil {
+		err = l.trouble(ctx, errMisbehaves)
+	}
+	if err != nil {
+		return agent.Stats{}, err
+	}
+	return *r.Stats, nil
+}
+
+// Shutdown asks the guest's init to power off, and returns once it was asked.
+// An error of kind Busy says that it may not have heard.
+func (l *Link) Shutdown(ctx context.Context) error { return l.plain(ctx, agent.OpShutdown) }
+
+// Reboot asks the guest's init to start anew, likewise.
+func (l *Link) Reboot(ctx context.Context) error { return l.plain(ctx, agent.OpReboot) }
+
+// Online makes the guest use processors and memory that were plugged.
+func (l *Link) Online(ctx context.Context) error { return l.plain(ctx, agent.OpOnline) }
+
+// Grow makes the guest's writable layer as large as its device now is.
+func (l *Link) Grow(ctx context.Context) error { return l.plain(ctx, agent.OpGrow) }
+
+func (l *Link) plain(ctx context.Context, op agent.Op) error {
+	_, err := l.ask(ctx, agent.Request{Op: op}, slow)
+	return err
+}
+
+// Trim tells the guest's disk what the guest does not use, and returns how many
+// bytes that is.
+func (l *Link) Trim(ctx context.Context) (uint64, error) {
+	r, err := l.ask(ctx, agent.Request{Op: agent.OpTrim}, slow)
+	return r.Bytes, err
+}
+
+// SetClock sets the guest's clock.
+func (l *Link) SetClock(ctx context.Context, now time.Time) error {
+	_, err := l.ask(ctx, agent.Request{Op: agent.OpClock, Time: now.UnixNano()}, answerTimeout)
+	return err
+}
+
+// SetPassword gives a user of the guest a new password.
+func (l *Link) SetPassword(ctx context.Context, user, password string) error {
+	hash, err := hashPassword(password)
+	if err != nil {
+		return err
+	}
+	_, err = l.ask(ctx, agent.Request{Op: agent.OpPassword, User: user, Hash: hash}, answerTimeout)
+	return err
+}
+
+// Renew makes the guest, which may be a copy of another that ran, the one that
+// c describes.
+func (l *Link) Renew(ctx context.Context, c agent.Config) error {
+	_, err := l.ask(ctx, agent.Request{Op: agent.OpRenew, Config: &c, Time: time.Now().UnixNano(), Entropy: entropy()}, slow)
+	return err
+}
+
+// Freeze brings the guest's writable layer to rest, for at most d. thaw ends
+// that; it fails if the guest went on by itself before, so that a copy made
+// meanwhile may be no good.
+func (l *Link) Freeze(ctx context.Context, d time.Duration) (thaw func() error, err error) {
+	// The rest outlasts the call that began it.
+	alive := context.WithoutCancel(ctx)
+	c, err := l.begin(ctx, agent.Request{Op: agent.OpFreeze, Seconds: d.Seconds()})
+	if err != nil {
+		return nil, err
+	}
+	if _, err := c.answer(ctx, answerTimeout); err != nil {
+		c.end()
+		return nil, err
+	}
+	c.over()
+	return func() error {
+		defer c.end()
+		return l.thaw(alive, c)
+	}, nil
+}
+
+func (l *Link) thaw(ctx context.Context, c *call) error {
+	c.SetReadDeadline(time.Now().Add(-time.Second))
+	if _, _, err := c.frames.Next(); !errors.Is(err, yamux.ErrTimeout) {
+		return &errs.Error{Op: "agent", Kind: errs.Busy, Msg: "the guest's disk did not stay frozen", Hint: "try again when the host is less busy", Err: err}
+	}
+	c.Stream.Close()
+	c.SetReadDeadline(time.Now().Add(answerTimeout))
+	if _, _, err := c.frames.Next(); !errors.Is(err, io.EOF) {
+		return l.trouble(ctx, err)
+	}
+	return nil
+}

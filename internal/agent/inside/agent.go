@@ -1,0 +1,192 @@
+// Package inside is what the agent does in a guest with a kernel of its own:
+// it makes the guest's root out of its disks, hands over to the guest's init,
+// and from then on answers the host. The host is trusted no further than any
+// caller: what it asks is bounded.
+package inside
+
+import (
+	"bufio"
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"sync"
+	"time"
+
+	"github.com/hashicorp/yamux"
+
+	"lodge/internal/agent"
+	"lodge/internal/base/errs"
+)
+
+const (
+	requestTimeout = 30 * time.Second // for a request to arrive once its stream began
+	answerTimeout  = time.Minute      // for the host to take what is sent
+	helloEvery     = time.Second      // while nobody answers
+)
+
+// Agent answers the host. Its fields are set before it begins to.
+type Agent struct {
+	Volume  *os.File       // a folder of the writable layer's file system; nil: that of /
+	Mailbox *agent.Mailbox // nil: all goes over the line
+
+	mu     sync.Mutex
+	config agent.Config
+
+	state   states
+	freezer freezer
+}
+
+// New makes an agent for the guest that c describes.
+func New(c agent.Config) *Agent {
+	a := &Agent{config: c}
+	a.state.init()
+	return a
+}
+
+// Config is what the guest is at the moment.
+func (a *Agent) Config() agent.Config {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.config
+}
+
+// ackEvery is how many bytes are taken from a line of limited credit before the
+// host is told: small requests cost no word of their own.
+const ackEvery = 1 << 10
+
+// Converse answers on a line until that ends.
+func (a *Agent) Converse(ch io.ReadWriteCloser, credit bool) error {
+	ack := 0
+	if credit {
+		ack = ackEvery
+	}
+	l := agent.NewLine(ch, 0, ack)
+	defer l.Close()
+	quiet := a.greet(l)
+	defer quiet()
+	var w agent.Word
+	for {
+		for w.Kind == 0 {
+			var err error
+			if _, w, err = l.Next(); err != nil {
+				return err
+			}
+		}
+		quiet()
+		switch w.Kind {
+		case agent.Mark:
+			l.Restart()
+			l.Say(agent.Word{Kind: agent.Answer, ID: w.ID})
+			w = agent.Word{}
+		case agent.Go:
+			l.Say(agent.Word{Kind: agent.Start, ID: w.ID})
+			c := l.Session()
+			if err := a.serve(c); err != nil {
+				return err
+			}
+			c.Wait()
+			w = c.Last()
+		default:
+			w = agent.Word{}
+		}
+	}
+}
+
+// greet says hello until the function it returns is called.
+func (a *Agent) greet(l *agent.Line) (quiet func()) {
+	ctx, cancel := context.WithCancel(context.Background())
+	go func() {
+		t := time.NewTicker(helloEvery)
+		defer t.Stop()
+		for ctx.Err() == nil {
+			l.Say(agent.Word{Kind: agent.Hello, ID: agent.Number(0)})
+			select {
+			case <-ctx.Done():
+			case <-t.C:
+			}
+		}
+	}()
+	return cancel
+}
+
+// serve answers one session.
+func (a *Agent) serve(c *agent.Conn) error {
+	s, err := yamux.Server(c, agent.Multiplex())
+	if err != nil {
+		return err
+	}
+	defer s.Close()
+	for {
+		st, err := s.AcceptStream()
+		if err != nil {
+			return nil // the session ended; the line may not have
+		}
+		if s.NumStreams() > agent.StreamMax {
+			st.Close()
+			continue
+		}
+		go a.answer(st)
+	}
+}
+
+// stream is one request's way to the host and back.
+type stream struct {
+	*yamux.Stream
+	frames *agent.Frames
+}
+
+// answer does what one stream asks.
+func (a *Agent) answer(st *yamux.Stream) {
+	defer st.Close()
+	s := &stream{Stream: st, frames: agent.NewFrames(bufio.NewReaderSize(st, 4<<10))}
+	st.SetReadDeadline(time.Now().Add(requestTimeout))
+	kind, payload, err := s.frames.Next()
+	if err != nil || kind != agent.KindRequest {
+		return
+	}
+	r, err := agent.ParseRequest(payload)
+	if err != nil {
+		s.result(agent.Result{}, errs.Bad("", "the request makes no sense: "+err.Error(), ""))
+		return
+	}
+	st.SetReadDeadline(time.Time{})
+	switch r.Op {
+	case agent.OpWatch:
+		a.watch(s)
+	case agent.OpExec:
+		a.exec(s, r.Exec)
+	case agent.OpPack:
+		s.result(agent.Result{}, a.pack(s, r))
+	case agent.OpUnpack:
+		s.result(agent.Result{}, a.unpack(s, r))
+	case agent.OpFreeze:
+		a.freeze(s, r)
+	default:
+		out, err := a.simple(r)
+		s.result(out, err)
+	}
+}
+
+// simple does what has one answer.
+func (a *Agent) simple(r agent.Request) (out agent.Result, err error) {
+	switch r.Op {
+	case agent.OpStats:
+		out.Stats = stats()
+	default:
+		err = &errs.Error{Kind: errs.Unsupported, Msg: fmt.Sprintf("the agent does not know %q", r.Op), Hint: "restart the guest: it then gets this host's agent"}
+	}
+	return out, err
+}
+
+// result sends how a request ended. Who hears nothing has gone.
+func (s *stream) result(r agent.Result, err error) {
+	if err != nil {
+		r.Error = agent.ProblemOf(err)
+	}
+	s.SetWriteDeadline(time.Now().Add(answerTimeout))
+	_ = agent.SendJSON(s, agent.KindResult, r)
+}
+
+var errHungUp = errors.New("the host hung up")
