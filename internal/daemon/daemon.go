@@ -178,7 +178,7 @@ func (d *daemon) openReconcilers() (err error) {
 	d.guests, err = guests.New(guests.Options{
 		Tables: d.tables, Host: d.opt.Host, HostBoot: strings.TrimSpace(string(boot)), Dir: d.opt.guestDir(),
 		Keepers: d.keepers, Engines: d.drivers.engines, Pools: d.pools, Networks: d.networks,
-		Cgroups: d.cgroups, Images: d.images, CPUs: processors(), Now: time.Now, Tell: d.tellStep,
+		Cgroups: d.cgroups, Images: d.images, Layers: layers{}, CPUs: processors(), Now: time.Now, Tell: d.tellStep, Copied: d.tellCopied,
 	})
 	if err != nil {
 		return err
@@ -210,6 +210,15 @@ func (d *daemon) openReconcilers() (err error) {
 func (d *daemon) tellStep(id string, s guest.Step) {
 	if g, err := d.tables.Guests.ByID(id); err == nil {
 		d.progress.Publish(operation.Progress{Subject: model.Key{Kind: guest.Kind, Name: g.Name}, Step: s.Word()})
+	}
+}
+
+// tellCopied tells the event stream how far a change of model has come.
+func (d *daemon) tellCopied(id string, done, total uint64) {
+	if g, err := d.tables.Guests.ByID(id); err == nil {
+		d.progress.Publish(operation.Progress{
+			Subject: model.Key{Kind: guest.Kind, Name: g.Name}, Step: "copying the private layer", Done: done, Total: total, Unit: "bytes",
+		})
 	}
 }
 

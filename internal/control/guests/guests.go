@@ -5,6 +5,7 @@
 package guests
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"sync"
@@ -68,7 +69,8 @@ type Options struct {
 	Layers   Layers
 	CPUs     []int // processors of the host that guests may run on
 	Now      func() time.Time
-	Tell     func(id string, s guest.Step) // progress; may be nil
+	Tell     func(id string, s guest.Step)       // progress; may be nil
+	Copied   func(id string, done, total uint64) // bytes of a writable layer that changes its form; may be nil
 }
 
 // Reconciler implements reconcile.Reconciler for guests.
@@ -233,6 +235,7 @@ func (r *Reconciler) look(ctx context.Context, g *guest.Guest) (view, error) {
 	v.Failed = s.Exit != nil && s.Exit.Code != 0
 	v.Cooling = s.NotBefore != nil && r.Now().Before(*s.NotBefore)
 	v.Lost = s.Lost
+	v.Misfit = r.misfit(ctx, *g)
 	return v, nil
 }
 
@@ -273,10 +276,10 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p 
 	return again, r.report(ctx, g, func(s *guest.Status) {
 		s.Phase, s.Doing, s.Generation = at, guest.Rest, g.Generation
 		if at == guest.Running || at == guest.Paused {
-			s.Ready, s.Problem = p.Ready, guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now())
+			s.Ready, s.Problem = p.Ready, cmp.Or(guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now()), g.Refusal())
 			return
 		}
-		s.Ready, s.Problem = false, guest.Crash(g.Name, s.Exit, s.Last)
+		s.Ready, s.Problem = false, cmp.Or(guest.Crash(g.Name, s.Exit, s.Last), g.Refusal())
 		if at == guest.Placed {
 			s.Pid = 0
 		}

@@ -68,13 +68,6 @@ func (r *Reconciler) attachRoot(ctx context.Context, g guest.Guest, pool storage
 		p.Root.Own = &engine.Disk{Name: "root", Path: filepath.Join(p.Root.Writable, diskFile), Format: "qcow2", Boot: 1}
 		return r.Layers.Overlay(ctx, p.Root.Own.Path, p.Root.Base, p.Image.Disk, size)
 	}
-	if size == 0 {
-		space, err := pool.Space(ctx)
-		if err != nil {
-			return err
-		}
-		size = space.Total
-	}
 	p.Root.Volume = filepath.Join(p.Root.Writable, volumeFile)
 	return r.Layers.Volume(ctx, p.Root.Volume, size)
 }

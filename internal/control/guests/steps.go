@@ -17,6 +17,8 @@ import (
 // once.
 func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (time.Duration, error) {
 	switch s {
+	case guest.Convert:
+		return 0, r.convert(ctx, g)
 	case guest.Prepare:
 		_, err := r.attach(ctx, g)
 		return 0, err
@@ -40,7 +42,8 @@ func (r *Reconciler) engine(ctx context.Context, g guest.Guest) (engine.Engine, 
 	if wasUp(g.Status) && g.Status.Engine != "" {
 		return r.Engines.Find(ctx, g.Status.Engine)
 	}
-	return r.Engines.Pick(ctx, g.Spec.Model, g.Spec.Engine)
+	model, name := g.InForce()
+	return r.Engines.Pick(ctx, model, name)
 }
 
 // start runs the guest. One that was started by a daemon that died before it
@@ -92,6 +95,7 @@ func (r *Reconciler) started(g guest.Guest, info engine.Info, parts engine.Parts
 		s.Phase, s.Boots, s.Pid, s.Started, s.HostBoot = guest.Running, g.Spec.Boots, pid, &now, r.HostBoot
 		s.Generation = g.Generation
 		s.Exit, s.NotBefore, s.Problem, s.Lost = nil, nil, nil, false
+		s.Model, _ = g.InForce()
 		s.Engine, s.Kernel, s.Devices = info.Name, strings.TrimSpace(parts.Kernel.Name+" "+parts.Kernel.Version), g.Spec.Devices()
 		s.CPU = nil
 		if len(parts.CPUSet) == 1 {

@@ -234,6 +234,10 @@ func (r *Reconciler) answer(s operation.Subject) Answer {
 	switch s.Kind {
 	case guest.Kind:
 		if g, err := r.tables.Guests.ByID(s.ID); err == nil {
+			if s.Wish != 0 && g.Status.Refused >= s.Wish && g.Status.Refusal != nil {
+				// The guest goes on as it was, which is no answer to this.
+				return Answer{true, s.Generation, true, g.Status.Refusal}
+			}
 			return Answer{true, g.Status.Generation, g.Status.Doing == guest.Rest, g.Status.Problem}
 		}
 	case image.Kind:

@@ -68,6 +68,7 @@ const (
 // reconciler writes it.
 type Spec struct {
 	Model  Model  `json:"model"`
+	Models int64  `json:"models,omitempty"` // raised by each wish for a change of model
 	Engine string `json:"engine,omitempty"` // empty: the first that runs Model here
 	Image  string `json:"image"`            // as it was asked for: "debian/12"
 	Digest string `json:"digest"`           // of the image's content when the guest was made
@@ -185,7 +186,8 @@ type Status struct {
 	Problem    *model.Problem `json:"problem,omitempty"`
 	Engine     string         `json:"engine,omitempty"`
 	Model      Model          `json:"model,omitempty"`   // that its writable layer was last made fit for
-	Refused    int64          `json:"refused,omitempty"` // generation whose change of model could not be carried out
+	Refused    int64          `json:"refused,omitempty"` // the last wish for a change of model that could not be carried out
+	Refusal    *model.Problem `json:"refusal,omitempty"` // why
 	Saved      bool           `json:"saved,omitempty"`   // the next start goes on from a memory image
 	Ready      bool           `json:"ready,omitempty"`   // the guest's init says it is up
 	Last       string         `json:"last,omitempty"`    // what a guest that ended badly said last
@@ -226,4 +228,5 @@ type Seen struct {
 	Failed   bool // ... badly
 	Cooling  bool // it may not start again yet: the restart policy waits, or autostart has an order
 	Lost     bool // the last run ended with the host that ran it
+	Misfit   bool // its writable layer has not the form that its model needs
 }

@@ -9,6 +9,7 @@ type Step string
 const (
 	Rest    Step = ""
 	Place   Step = "place"
+	Convert Step = "convert" // the writable layer to the form that the model needs
 	Prepare Step = "prepare"
 	Start   Step = "start"
 	Freeze  Step = "pause"
@@ -20,7 +21,7 @@ const (
 )
 
 var doing = map[Step]string{
-	Place: "placing", Prepare: "preparing", Start: "starting", Freeze: "pausing", Thaw: "resuming",
+	Place: "placing", Convert: "converting", Prepare: "preparing", Start: "starting", Freeze: "pausing", Thaw: "resuming",
 	Stop: "stopping", Release: "releasing", Destroy: "removing", Forget: "removing",
 }
 
@@ -55,6 +56,10 @@ func Next(g Guest, at Phase, last Seen) Step {
 		return g.nextUp(at, want)
 	case Ready, Placed:
 		switch {
+		case last.Misfit && want != Gone && at == Ready:
+			return Release
+		case last.Misfit && want != Gone:
+			return Convert // at once, also if it stays down: who asked for it learns whether it can be
 		case up && last.Cooling && !g.rebootWanted():
 			return Rest // the restart policy waits; the reconciler looks again when it is over
 		case up && at == Ready:

@@ -13,6 +13,8 @@ func apply(s Step, placed bool, w Seen) (bool, bool, Seen) {
 	switch s {
 	case Place:
 		return true, false, w
+	case Convert:
+		w.Misfit = false
 	case Prepare:
 		w.Attached = true
 	case Start:
@@ -48,9 +50,9 @@ func possible(w Seen) bool {
 func everyStart(visit func(g Guest, placed bool, w Seen)) {
 	for _, power := range []Power{Off, On, Held} {
 		for _, restart := range []Restart{Never, OnFailure, Always} {
-			for bits := range 1 << 12 {
+			for bits := range 1 << 13 {
 				bit := func(i int) bool { return bits>>i&1 == 1 }
-				w := Seen{Attached: bit(1), Alive: bit(2), Frozen: bit(3), Exited: bit(4), Failed: bit(5), Cooling: bit(6), Lost: bit(7)}
+				w := Seen{Attached: bit(1), Alive: bit(2), Frozen: bit(3), Exited: bit(4), Failed: bit(5), Cooling: bit(6), Lost: bit(7), Misfit: bit(12)}
 				if !possible(w) {
 					continue
 				}
@@ -115,6 +117,46 @@ func TestDeletedIsForgotten(t *testing.T) {
 		}
 		t.Fatalf("not forgotten: placed=%v %+v", placed, w)
 	})
+}
+
+// TestFitsBeforeItBoots: a layer is converted before anything is attached, and
+// never under a guest that is up, or that goes.
+func TestFitsBeforeItBoots(t *testing.T) {
+	everyStart(func(g Guest, placed bool, w Seen) {
+		for range 12 {
+			s := Next(g, w.Phase(placed), w)
+			switch {
+			case s == Rest || s == Forget:
+				return
+			case w.Misfit && (s == Prepare || s == Start):
+				t.Fatalf("%+v %+v: %s with a layer of the wrong form", g, w, s)
+			case s == Convert && (!w.Misfit || w.Attached || w.Alive || g.Deleting != nil):
+				t.Fatalf("%+v %+v: converts", g, w)
+			case s == Start:
+				g.Status.Boots = g.Spec.Boots
+			}
+			placed, _, w = apply(s, placed, w)
+		}
+	})
+}
+
+// TestModelInForce: a change of model that was refused leaves the guest what it
+// was, until the next wish for one.
+func TestModelInForce(t *testing.T) {
+	for _, c := range []struct {
+		wish, refused int64
+		was           Model
+		want          Model
+		engine        string
+	}{
+		{0, 0, "", VM, "e"}, {1, 0, OS, VM, "e"}, {1, 1, OS, OS, ""}, {2, 1, OS, VM, "e"}, {1, 1, Paravirt, Paravirt, ""}, {1, 1, "", OS, ""},
+		{1, 1, VM, VM, "e"},
+	} {
+		g := Guest{Spec: Spec{Model: VM, Engine: "e", Models: c.wish}, Status: Status{Refused: c.refused, Model: c.was}}
+		if m, e := g.InForce(); m != c.want || e != c.engine {
+			t.Errorf("%+v: %s on %q", c, m, e)
+		}
+	}
 }
 
 // TestWishes says in plain rows where a guest must end up. TestConverges

@@ -46,6 +46,7 @@ type Subject struct {
 	ID         string `json:"id"`                // tells the record from a later one of the same name
 	Generation int64  `json:"generation"`        // answered once the record's status has reached it
 	Gone       bool   `json:"gone,omitempty"`    // answered once the record is no more
+	Wish       int64  `json:"wish,omitempty"`    // for a change of model: refused once the record says that it was
 	Passing    bool   `json:"passing,omitempty"` // answered too when the record is no more: an ephemeral guest
 }
 
