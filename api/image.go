@@ -14,6 +14,8 @@ type Image struct {
 	OS           string     `json:"os,omitempty"`
 	Release      string     `json:"release,omitempty"`
 	Description  string     `json:"description,omitempty"`
+	Disk         string     `json:"disk,omitempty" enum:"qcow2,iso" doc:"format of an image that is a disk or a disc; empty for a root tree"`
+	DiskBytes    uint64     `json:"disk_bytes,omitempty" doc:"size that the disk has in a guest"`
 	Architecture string     `json:"architecture,omitempty"`
 	Init         []string   `json:"init,omitempty"`
 	CloudInit    bool       `json:"cloud_init"`

@@ -36,7 +36,7 @@ func door(t *testing.T, prefix string) *Door {
 		PoolDrivers:    func() []Driver { return []Driver{{Name: "dir"}, {Name: "btrfs", Missing: "no btrfs"}} },
 		NetworkDrivers: func() []Driver { return []Driver{{Name: "bridge"}} },
 		CheckSource: func(s image.Spec) error {
-			if s.Source != "debian" && s.Source != "busybox" {
+			if s.Source != "debian" && s.Source != "busybox" && s.Source != "import" {
 				return errs.Bad("name", "nothing makes "+s.Source, "")
 			}
 			return nil
@@ -368,7 +368,7 @@ func TestImages(t *testing.T) {
 	if op.Spec.Subjects[0].Name != "debian/12-minimal" {
 		t.Fatal(op.Spec.Subjects)
 	}
-	if _, err := d.ImportImage(ctx, "user", "debian/12", "aaaaaaaaaaaaaaaa"); !errs.Is(err, errs.Exists) {
+	if _, err := d.ImportImage(ctx, "user", "debian/12", "import", "aaaaaaaaaaaaaaaa"); !errs.Is(err, errs.Exists) {
 		t.Fatal(err)
 	}
 }

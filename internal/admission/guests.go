@@ -180,11 +180,31 @@ func (d *Door) image(name string) (tables.ImageRecord, error) {
 
 // checkImage says whether an image has what a guest made from it asks of it.
 func checkImage(im tables.ImageRecord, s guest.Spec) error {
+	if im.Status.Info.Disk != "" {
+		return checkDiskImage(im, s)
+	}
 	switch {
 	case s.UserData != "" && !im.Status.Info.CloudInit:
 		return errs.Bad("user_data", "image "+im.Name+" has no cloud-init to read it", "use a standard Debian image, or install cloud-init in the image")
 	case len(s.Command) == 0 && len(im.Status.Info.Init) == 0:
 		return errs.Bad("command", "image "+im.Name+" has no init to run", "give a command: lodge launch "+im.Name+" NAME -- CMD")
+	}
+	return nil
+}
+
+// checkDiskImage is checkImage for an image that is a disk: what runs in such a
+// guest is none of Lodge's doing.
+func checkDiskImage(im tables.ImageRecord, s guest.Spec) error {
+	const own = " is a disk with an operating system of its own"
+	switch {
+	case s.Model != guest.VM:
+		return errs.Bad("model", fmt.Sprintf("image %s%s, which model %s cannot run", im.Name, own, s.Model), "use --model vm")
+	case len(s.Command) > 0:
+		return errs.Bad("command", "image "+im.Name+own+": what it runs first is its own choice", "leave the command out")
+	case len(s.Env) > 0:
+		return errs.Bad("env", "image "+im.Name+own+": nothing in it takes variables", "leave them out")
+	case s.UserData != "":
+		return errs.Bad("user_data", "image "+im.Name+own+", and Lodge makes no seed for cloud-init there", "leave it out")
 	}
 	return nil
 }

@@ -14,9 +14,6 @@ import (
 	"lodge/internal/store/tables"
 )
 
-// importSource is the image source that takes uploads.
-const importSource = "import"
-
 // ImageWish asks for an image made from packages.
 type ImageWish struct {
 	Name    string // what to build: "debian/12", "busybox"
@@ -72,15 +69,19 @@ func (d *Door) BuildImage(ctx context.Context, by string, w ImageWish) (Operatio
 	}, spec)
 }
 
-// ImportImage asks for an image made from an upload that is spooled already.
-func (d *Door) ImportImage(ctx context.Context, by, name, upload string) (Operation, error) {
+// ImportImage asks for an image that source makes from an upload that is
+// spooled already.
+func (d *Door) ImportImage(ctx context.Context, by, name, source, upload string) (Operation, error) {
 	if err := CheckImageName("name", name); err != nil {
 		return Operation{}, err
 	}
 	if !ids.Valid(upload) {
 		return Operation{}, errs.Bad("upload", "is not the id of an upload", "")
 	}
-	spec := image.Spec{Source: importSource, Upload: upload}
+	spec := image.Spec{Source: source, Upload: upload}
+	if err := d.CheckSource(spec); err != nil {
+		return Operation{}, err
+	}
 	return d.wishImage(ctx, by, "image.import", name, func(r *tables.ImageRecord) error {
 		return &errs.Error{Kind: errs.Exists, Ref: "image/" + name, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge image rm " + name}
 	}, spec)

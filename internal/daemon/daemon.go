@@ -186,7 +186,7 @@ func (d *daemon) openReconcilers() (err error) {
 	d.making = imagecontrol.New(imagecontrol.Options{
 		Tables: d.tables, Store: d.images, Sources: d.drivers.sources, Now: time.Now, Log: d.log, Tell: d.progress.Publish,
 		Wake:    func(id string) { d.runner.Wake("images", id) },
-		Spooled: d.drivers.uploads.Discard,
+		Spooled: d.drivers.spool.Discard,
 	})
 	d.receipts = operations.New(d.tables, time.Now)
 	for _, rec := range []reconcile.Reconciler{

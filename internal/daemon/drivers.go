@@ -14,6 +14,7 @@ import (
 	"lodge/internal/images"
 	"lodge/internal/images/busybox"
 	"lodge/internal/images/debian"
+	"lodge/internal/images/disk"
 	"lodge/internal/images/tarball"
 	"lodge/internal/model/guest"
 	"lodge/internal/storage"
@@ -31,13 +32,17 @@ type drivers struct {
 	pools   map[string]storage.Driver
 	fabrics map[string]fabric.Driver
 	sources map[string]images.Source
-	uploads *tarball.Source // one of the sources: what is imported is handed to it first
+
+	// What is imported is kept in the spool, by the source that it is for.
+	spool *images.Spool
+	trees *tarball.Source
+	disks *disk.Source
 }
 
 // newDrivers makes them all. changed is called by engines that learn something
 // of a guest that its reconciler should see.
 func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names, changed func(guestID string)) (drivers, error) {
-	uploads, err := tarball.New(o.spoolDir())
+	spool, err := images.OpenSpool(o.spoolDir())
 	if err != nil {
 		return drivers{}, err
 	}
@@ -50,7 +55,9 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 		pools:   map[string]storage.Driver{},
 		fabrics: map[string]fabric.Driver{},
 		sources: map[string]images.Source{},
-		uploads: uploads,
+		spool:   spool,
+		trees:   tarball.New(spool),
+		disks:   disk.New(spool),
 	}
 	d.engines = append(d.engines, o.Engines...)
 	for _, p := range []storage.Driver{dir.New(log), btrfs.New(log)} {
@@ -59,7 +66,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 	for _, f := range []fabric.Driver{bridge.New(bridge.Options{Prefix: o.Prefix, Names: names, Log: log})} {
 		d.fabrics[f.Name()] = f
 	}
-	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), uploads} {
+	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), d.trees, d.disks} {
 		d.sources[s.Name()] = s
 	}
 	return d, nil

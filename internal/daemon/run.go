@@ -55,7 +55,7 @@ func (d *daemon) sweep(ctx context.Context) error {
 	}
 	return errors.Join(
 		d.making.SweepAll(ctx),
-		d.drivers.uploads.Sweep(func(id string) bool { return wanted[id] }),
+		d.drivers.spool.Sweep(func(id string) bool { return wanted[id] }),
 	)
 }
 

@@ -1,6 +1,7 @@
 package daemon
 
 import (
+	"bufio"
 	"context"
 	"crypto/rand"
 	"crypto/tls"
@@ -22,7 +23,7 @@ import (
 	"lodge/internal/doctor"
 	"lodge/internal/fabric"
 	"lodge/internal/fabric/bridge"
-	"lodge/internal/images/tarball"
+	"lodge/internal/images/disk"
 	"lodge/internal/model/image"
 	"lodge/internal/server"
 )
@@ -92,17 +93,20 @@ func (l live) Console(ctx context.Context, id string) (server.Console, error) {
 // content gives the server the content of images.
 type content struct{ *daemon }
 
-func (c content) uploads() *tarball.Source {
-	return c.drivers.uploads
-}
-
-// Spool checks and keeps an upload.
-func (c content) Spool(ctx context.Context, r io.Reader, limit uint64) (string, error) {
-	return c.uploads().Receive(ctx, r, limit)
+// Spool checks and keeps an upload, with the source that its beginning is for.
+func (c content) Spool(ctx context.Context, r io.Reader, limit uint64) (source, id string, err error) {
+	in := bufio.NewReaderSize(r, disk.HeadSize)
+	head, _ := in.Peek(disk.HeadSize) // what broke off is said again when it is read
+	if disk.Likely(head) {
+		id, err = c.drivers.disks.Receive(ctx, in, limit)
+		return c.drivers.disks.Name(), id, err
+	}
+	id, err = c.drivers.trees.Receive(ctx, in, limit)
+	return c.drivers.trees.Name(), id, err
 }
 
 // Discard drops an upload that nothing became of.
-func (c content) Discard(id string) error { return c.uploads().Discard(id) }
+func (c content) Discard(id string) error { return c.drivers.spool.Discard(id) }
 
 // Export writes an image's content.
 func (c content) Export(ctx context.Context, name, format string, w io.Writer) error {

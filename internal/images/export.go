@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 
 	"golang.org/x/sys/unix"
 
@@ -13,7 +14,8 @@ import (
 	"lodge/internal/base/treetar"
 )
 
-// Export writes an image to w: "erofs" is the file as it is stored; "tar" is
+// Export writes an image to w: "erofs" and "disk" are the file as it is stored,
+// of a root tree and of a disk; "tar" is
 // the tree with owners, modes, times, extended attributes and hard links,
 // names starting with "./".
 func (s *Store) Export(ctx context.Context, digest, format string, w io.Writer) error {
@@ -22,20 +24,24 @@ func (s *Store) Export(ctx context.Context, digest, format string, w io.Writer) 
 		return err
 	}
 	defer blob.Close()
-	switch format {
-	case "erofs":
+	isTree := filepath.Ext(blob.Name()) == tree
+	switch {
+	case format == "disk" && isTree:
+		return errs.Bad("format", "the image is a root tree, not a disk", "use tar or erofs")
+	case format == "erofs" && isTree, format == "disk":
 		_, err := io.Copy(w, blob)
 		return err
-	case "tar":
-	default:
-		return errs.Bad("format", fmt.Sprintf("%q is not a format of images", format), "use tar or erofs")
+	case format != "erofs" && format != "tar":
+		return errs.Bad("format", fmt.Sprintf("%q is not a format of images", format), "use tar, erofs or disk")
+	case !isTree:
+		return errs.Bad("format", "the image is a disk, not a root tree", "use disk")
 	}
-	tree, err := attachable(blob.Name())
+	mnt, err := attachable(blob.Name())
 	if err != nil {
 		return fmt.Errorf("exporting an image: %w", err)
 	}
-	defer tree.Close()
-	fd, err := unix.Openat(int(tree.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
+	defer mnt.Close()
+	fd, err := unix.Openat(int(mnt.Fd()), ".", unix.O_RDONLY|unix.O_DIRECTORY|unix.O_CLOEXEC, 0)
 	if err != nil {
 		return fmt.Errorf("exporting an image: %w", err)
 	}

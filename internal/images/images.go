@@ -8,15 +8,16 @@ import (
 	"lodge/internal/model/image"
 )
 
-// Source makes root trees.
+// Source makes images: root trees or disks.
 type Source interface {
 	Name() string
 	// Check says, without doing any work, whether the source can make what
 	// spec asks for; its error names field and fix.
 	Check(spec image.Spec) error
-	// Make builds an EROFS file at out from spec, working below dir, which is
-	// empty and is removed by the caller whatever happens. told is called
-	// with progress, from any goroutine, as often as the source likes.
+	// Make builds at out from spec an EROFS file, or a disk in the format that
+	// the answer names. It works below dir, which is empty and is removed by
+	// the caller whatever happens. told is called with progress, from any
+	// goroutine, as often as the source likes.
 	Make(ctx context.Context, spec image.Spec, dir, out string, told Told) (image.Info, error)
 }
 

@@ -38,6 +38,9 @@ func (s *Store) Mount(ctx context.Context, digest string) (string, error) {
 		return "", err
 	}
 	defer blob.Close()
+	if filepath.Ext(blob.Name()) != tree {
+		return "", notTree(digest)
+	}
 	at := s.mountpoint(digest)
 	if mounted(at) {
 		return at, nil
@@ -45,18 +48,25 @@ func (s *Store) Mount(ctx context.Context, digest string) (string, error) {
 	if err := os.Mkdir(at, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return "", fmt.Errorf("mounting an image: %w", err)
 	}
-	tree, err := attachable(blob.Name())
+	mnt, err := attachable(blob.Name())
 	if err != nil {
 		return "", &errs.Error{
 			Op: "image.mount", Kind: errs.Unsupported, Ref: "image/" + digest[:12], Err: err,
 			Msg: "the kernel could not mount the image", Hint: "`lodge doctor` tells whether the kernel has EROFS",
 		}
 	}
-	defer tree.Close()
-	if err := unix.MoveMount(int(tree.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
+	defer mnt.Close()
+	if err := unix.MoveMount(int(mnt.Fd()), "", unix.AT_FDCWD, at, unix.MOVE_MOUNT_F_EMPTY_PATH); err != nil {
 		return "", fmt.Errorf("mounting an image: %w", err)
 	}
 	return at, nil
+}
+
+func notTree(digest string) error {
+	return &errs.Error{
+		Kind: errs.Unsupported, Ref: "image/" + digest[:12], Msg: "the image is a disk, not a root tree",
+		Hint: "guests of model vm boot it; its file is had with `lodge image export --format disk`",
+	}
 }
 
 // Unmount undoes Mount; an image that isn't mounted is no error. It is Busy

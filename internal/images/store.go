@@ -10,24 +10,39 @@ import (
 	"log/slog"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"sync"
 
+	"lodge/internal/base/diskfile"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
 	"lodge/internal/base/units"
 	"lodge/internal/model/image"
 )
 
-// extension of a blob's file name.
-const extension = ".erofs"
+// tree is the extension of the file name of a blob that is a root tree. That of
+// a disk is its format.
+const tree = ".erofs"
+
+// extensions are all that blobs have.
+var extensions = []string{tree, "." + string(diskfile.QCOW2), "." + string(diskfile.ISO)}
+
+// extensionOf is that of an image of which info is known.
+func extensionOf(info image.Info) string {
+	if info.Disk == "" {
+		return tree
+	}
+	return "." + info.Disk
+}
 
 // spare is what must be free before a build starts: a finished minimal Debian
 // tree and its image need about twice this, so less would only fail later.
 const spare = 256 << 20
 
-// Store keeps images as EROFS files named by the SHA-256 of their content, and
-// mounts each at most once on the host, whoever uses it.
+// Store keeps images as files named by the SHA-256 of their content: root trees
+// as EROFS, disks as they are. It mounts each tree at most once on the host,
+// whoever uses it, and a disk never.
 //
 // A blob is whole or not there: it is made in a private folder, synced, and
 // renamed into place.
@@ -40,8 +55,8 @@ type Store struct {
 
 // Built is an image that is in the store.
 type Built struct {
-	Digest string // SHA-256 of the EROFS file, 64 hexadecimal digits
-	Size   uint64 // bytes of the EROFS file
+	Digest string // SHA-256 of the file, 64 hexadecimal digits
+	Size   uint64 // bytes of the file
 	Info   image.Info
 }
 
@@ -79,7 +94,7 @@ func (s *Store) blobs() string  { return filepath.Join(s.dir, "blobs") }
 func (s *Store) temps() string  { return filepath.Join(s.dir, "tmp") }
 func (s *Store) mounts() string { return filepath.Join(s.runDir, "images") }
 
-func (s *Store) blob(digest string) string {
+func (s *Store) blob(digest, extension string) string {
 	return filepath.Join(s.blobs(), digest+extension)
 }
 
@@ -102,7 +117,7 @@ func (s *Store) Build(ctx context.Context, source Source, spec image.Spec, told 
 			s.log.Warn("an unfinished image build could not be removed", "folder", temp, "error", e)
 		}
 	}()
-	work, out := filepath.Join(temp, "work"), filepath.Join(temp, "image"+extension)
+	work, out := filepath.Join(temp, "work"), filepath.Join(temp, "image")
 	if err := os.Mkdir(work, 0o700); err != nil {
 		return Built{}, full("building an image", err)
 	}
@@ -115,7 +130,7 @@ func (s *Store) Build(ctx context.Context, source Source, spec image.Spec, told 
 	}
 	digest, size, err := seal(out)
 	if err == nil {
-		err = os.Rename(out, s.blob(digest))
+		err = os.Rename(out, s.blob(digest, extensionOf(info)))
 	}
 	if err == nil {
 		err = fsx.SyncDir(s.blobs())
@@ -201,7 +216,13 @@ func (s *Store) Open(digest string) (*os.File, error) {
 	if err := valid(digest); err != nil {
 		return nil, err
 	}
-	f, err := os.Open(s.blob(digest))
+	var f *os.File
+	err := os.ErrNotExist
+	for _, x := range extensions {
+		if f, err = os.Open(s.blob(digest, x)); !errors.Is(err, os.ErrNotExist) {
+			break
+		}
+	}
 	if errors.Is(err, os.ErrNotExist) {
 		return nil, &errs.Error{
 			Kind: errs.NotFound, Ref: "image/" + digest[:12], Err: err,
@@ -230,8 +251,9 @@ func (s *Store) Blobs() ([]Blob, error) {
 	}
 	var blobs []Blob
 	for _, e := range entries {
-		digest, ok := strings.CutSuffix(e.Name(), extension)
-		if !ok || valid(digest) != nil {
+		extension := filepath.Ext(e.Name())
+		digest := strings.TrimSuffix(e.Name(), extension)
+		if !slices.Contains(extensions, extension) || valid(digest) != nil {
 			continue
 		}
 		info, err := e.Info()
@@ -249,8 +271,10 @@ func (s *Store) Remove(ctx context.Context, digest string) error {
 	if err := s.Unmount(ctx, digest); err != nil {
 		return err
 	}
-	if err := os.Remove(s.blob(digest)); err != nil && !errors.Is(err, os.ErrNotExist) {
-		return fmt.Errorf("removing an image: %w", err)
+	for _, x := range extensions {
+		if err := os.Remove(s.blob(digest, x)); err != nil && !errors.Is(err, os.ErrNotExist) {
+			return fmt.Errorf("removing an image: %w", err)
+		}
 	}
 	return fsx.SyncDir(s.blobs())
 }

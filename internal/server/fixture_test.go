@@ -327,12 +327,12 @@ func (l *fakeLive) Usage(context.Context, string) (guest.Usage, uint64, error) {
 
 type fakeImages struct{}
 
-func (fakeImages) Spool(_ context.Context, r io.Reader, limit uint64) (string, error) {
+func (fakeImages) Spool(_ context.Context, r io.Reader, limit uint64) (string, string, error) {
 	n, err := io.Copy(io.Discard, r)
 	if limit > 0 && uint64(n) > limit {
-		return "", &errs.Error{Kind: errs.Invalid, Field: "max_size", Msg: "is larger"}
+		return "", "", &errs.Error{Kind: errs.Invalid, Field: "max_size", Msg: "is larger"}
 	}
-	return "aaaaaaaaaaaaaaaa", err
+	return "import", "aaaaaaaaaaaaaaaa", err
 }
 func (fakeImages) Discard(string) error { return nil }
 func (fakeImages) Export(_ context.Context, name, format string, w io.Writer) error {

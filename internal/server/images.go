@@ -26,8 +26,8 @@ func (s *Server) imageRoutes() {
 	register(s, huma.Operation{OperationID: "remove-image", Method: http.MethodDelete, Path: one, Summary: "Remove an image", DefaultStatus: http.StatusAccepted}, s.removeImage)
 	register(s, huma.Operation{OperationID: "build-image", Method: http.MethodPost, Path: "/v1/image-builds", Summary: "Build an image from packages", DefaultStatus: http.StatusAccepted}, s.buildImage)
 	stream(s, huma.Operation{
-		OperationID: "import-image", Method: http.MethodPost, Path: "/v1/image-imports", Summary: "Make an image from a root tree in a tar file, plain or compressed",
-		RequestBody: streamBody("application/x-tar"), DefaultStatus: http.StatusAccepted,
+		OperationID: "import-image", Method: http.MethodPost, Path: "/v1/image-imports", Summary: "Make an image from a root tree in a tar file, or from a disk, plain or compressed",
+		RequestBody: streamBody("application/x-tar", "application/octet-stream"), DefaultStatus: http.StatusAccepted,
 		Responses: map[string]*huma.Response{"202": s.jsonAnswer("The receipt", api.Operation{})},
 	}, s.importImage)
 	stream(s, huma.Operation{
@@ -99,11 +99,11 @@ func (s *Server) importImage(ctx context.Context, in *importImageInput, w *strea
 	if _, err := s.Tables.Images.Get(in.Name); err == nil {
 		return &errs.Error{Kind: errs.Exists, Ref: "image/" + in.Name, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge image rm " + in.Name}
 	}
-	upload, err := s.Images.Spool(ctx, r.Body, in.MaxSize)
+	source, upload, err := s.Images.Spool(ctx, r.Body, in.MaxSize)
 	if err != nil {
 		return err
 	}
-	op, err := s.Door.ImportImage(ctx, person, in.Name, upload)
+	op, err := s.Door.ImportImage(ctx, person, in.Name, source, upload)
 	if err != nil {
 		if derr := s.Images.Discard(upload); derr != nil {
 			s.Log.Warn("upload not discarded", "upload", upload, "err", derr)
@@ -120,7 +120,7 @@ func (s *Server) importImage(ctx context.Context, in *importImageInput, w *strea
 
 type exportImageInput struct {
 	Name   string `query:"name" required:"true" doc:"name of the image" example:"debian/12"`
-	Format string `query:"format" enum:"tar,erofs" default:"tar"`
+	Format string `query:"format" enum:"tar,erofs,disk" default:"tar"`
 }
 
 func (s *Server) exportImage(ctx context.Context, in *exportImageInput, w *streamWriter, _ *http.Request) error {
@@ -145,7 +145,7 @@ func imageAPI(r tables.ImageRecord, used []string, packages bool) api.Image {
 	i := api.Image{
 		Name: r.Name, ID: r.ID, Source: r.Spec.Source, Variant: string(r.Spec.Variant), Digest: r.Status.Digest, SizeBytes: r.Status.Size,
 		Ready: r.Status.Digest != "" && r.Deleting == nil, OS: info.OS, Release: first(info.Release, r.Spec.Release), Description: info.Pretty,
-		Architecture: info.Architecture, Init: info.Init, CloudInit: info.CloudInit, Files: info.Files, UsedBy: orEmpty(slices.Clone(used)),
+		Disk: info.Disk, DiskBytes: info.DiskSize, Architecture: info.Architecture, Init: info.Init, CloudInit: info.CloudInit, Files: info.Files, UsedBy: orEmpty(slices.Clone(used)),
 		Created: r.Created, Built: r.Status.Built, Problem: problemAPI(r.Status.Problem),
 	}
 	if packages {

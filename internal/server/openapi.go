@@ -90,6 +90,10 @@ func streamAnswer(description, kind string) *huma.Response {
 	return &huma.Response{Description: description, Content: map[string]*huma.MediaType{kind: {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
 }
 
-func streamBody(kind string) *huma.RequestBody {
-	return &huma.RequestBody{Required: true, Content: map[string]*huma.MediaType{kind: {Schema: &huma.Schema{Type: "string", Format: "binary"}}}}
+func streamBody(kinds ...string) *huma.RequestBody {
+	content := map[string]*huma.MediaType{}
+	for _, k := range kinds {
+		content[k] = &huma.MediaType{Schema: &huma.Schema{Type: "string", Format: "binary"}}
+	}
+	return &huma.RequestBody{Required: true, Content: content}
 }

@@ -47,11 +47,11 @@ type Console interface {
 // Images takes and gives the content of images.
 type Images interface {
 	// Spool keeps an upload until it is imported or discarded, and returns
-	// its id. limit is the most bytes that what is unpacked may take; 0 is
-	// the host's own limit.
-	Spool(ctx context.Context, r io.Reader, limit uint64) (id string, err error)
+	// its id and the source that makes an image of it. limit is the most
+	// bytes that what is unpacked may take; 0 is the host's own limit.
+	Spool(ctx context.Context, r io.Reader, limit uint64) (source, id string, err error)
 	Discard(id string) error
-	// Export writes an image as "tar" or "erofs".
+	// Export writes an image as "tar", "erofs" or "disk".
 	Export(ctx context.Context, name, format string, w io.Writer) error
 }
 

@@ -69,18 +69,29 @@ func newLs(f *cli.Factory) *cobra.Command {
 				return err
 			}
 			now := time.Now()
-			header := []string{"NAME", "STATE", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "DIGEST", "BUILT"}
+			header := []string{"NAME", "STATE", "KIND", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "DIGEST", "BUILT"}
 			return cli.PrintList(f, &output, list, header, func(i api.Image) []string {
 				built := ""
 				if i.Built != nil {
 					built = cli.Ago(*i.Built, now)
 				}
-				return []string{i.Name, cli.State(i.Ready, "building", i.Problem), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), built}
+				return []string{i.Name, cli.State(i.Ready, "building", i.Problem), kind(i), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), built}
 			})
 		},
 	}
 	output.Flags(cmd)
 	return cmd
+}
+
+// kind says what an image is: a tree, or a disk and how large it is in a guest.
+func kind(i api.Image) string {
+	switch i.Disk {
+	case "":
+		return "tree"
+	case "iso":
+		return "disc " + units.Bytes(i.DiskBytes)
+	}
+	return "disk " + units.Bytes(i.DiskBytes)
 }
 
 // short is enough of a digest to tell it from others.
@@ -120,9 +131,11 @@ func newImport(f *cli.Factory) *cobra.Command {
 		limit cli.SizeFlag
 	)
 	cmd := &cobra.Command{
-		Use: "import FILE NAME", Short: "Make an image of a tar of a root file system",
-		Long:    `Make an image of a tar, plain or compressed (gz, xz, zst). "-" reads the standard input.`,
-		Example: "  lodge image import rootfs.tar.zst alpine/3\n  docker export web | lodge image import - web",
+		Use: "import FILE NAME", Short: "Make an image of a root file system in a tar, or of a disk",
+		Long: `Make an image of a root file system in a tar, or of a disk (qcow2, VMDK, VHD, VHDX, VDI, ISO, or raw with a boot sector),
+plain or compressed (gz, xz, zst). What a file is, is told by its content. "-" reads the standard input.
+Guests of a disk or an ISO are of model vm; one of an ISO has the disc in its drive and an empty disk to install on.`,
+		Example: "  lodge image import win2019.vhdx win/2019\n  lodge image import rootfs.tar.zst alpine/3\n  docker export web | lodge image import - web",
 		Args:    cli.Named("FILE", "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			in := f.Streams.In
@@ -150,7 +163,7 @@ func newImport(f *cli.Factory) *cobra.Command {
 }
 
 func newExport(f *cli.Factory) *cobra.Command {
-	format := cli.OneOf{Value: "tar", Words: []string{"tar", "erofs"}}
+	format := cli.OneOf{Value: "tar", Words: []string{"tar", "erofs", "disk"}}
 	cmd := &cobra.Command{
 		Use: "export IMAGE FILE", Short: "Write an image to a file",
 		Long:              `Write an image to a file, or to the standard output as "-". The file appears when it is whole.`,

@@ -8,13 +8,11 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"os"
 	"path/filepath"
 	"strings"
 	"time"
 
 	"lodge/internal/base/errs"
-	"lodge/internal/base/ids"
 	"lodge/internal/base/tool"
 	"lodge/internal/base/treetar"
 	"lodge/internal/base/units"
@@ -34,16 +32,11 @@ const (
 	maxID = 65535
 )
 
-// Source makes images of uploads, which Receive puts into its folder.
-type Source struct{ dir string }
+// Source makes images of uploads, which Receive puts into its spool.
+type Source struct{ spool *images.Spool }
 
-// New returns the source of the uploads in dir, which it makes.
-func New(dir string) (*Source, error) {
-	if err := os.MkdirAll(dir, 0o700); err != nil {
-		return nil, fmt.Errorf("folder of uploads: %w", err)
-	}
-	return &Source{dir: dir}, nil
-}
+// New returns the source of the uploads in spool.
+func New(spool *images.Spool) *Source { return &Source{spool: spool} }
 
 // Name is "import".
 func (*Source) Name() string { return "import" }
@@ -51,26 +44,19 @@ func (*Source) Name() string { return "import" }
 // Check says Invalid when spec names no upload, NotFound when it is gone, and
 // Unsupported when the host lacks a program.
 func (s *Source) Check(spec image.Spec) error {
-	switch {
-	case spec.Release != "" || spec.Variant != "":
+	if spec.Release != "" || spec.Variant != "" {
 		return errs.Bad("release", "an import has no release and no variant", "leave both out")
-	case !ids.Valid(spec.Upload):
-		return errs.Bad("upload", "an import needs an upload", "use `lodge image import FILE NAME`")
 	}
-	if _, err := readStamp(s.upload(spec.Upload)); err != nil {
-		return &errs.Error{
-			Op: "image.import", Kind: errs.NotFound, Field: "upload", Err: err,
-			Msg: "the uploaded file is not there any more", Hint: "import it again",
-		}
+	if _, err := s.spool.Stamp(spec.Upload); err != nil {
+		return err
 	}
 	return tool.Need("image.build", map[string]string{"mkfs.erofs": "erofs-utils"})
 }
 
-// Make packs the image of an upload. The upload stays; see Discard.
+// Make packs the image of an upload. The upload stays; see images.Spool.
 func (s *Source) Make(ctx context.Context, spec image.Spec, _, out string, told images.Told) (image.Info, error) {
-	folder := s.upload(spec.Upload)
-	tree := filepath.Join(folder, treeName)
-	newest, err := readStamp(folder)
+	tree := filepath.Join(s.spool.Folder(spec.Upload), treeName)
+	newest, err := s.spool.Stamp(spec.Upload)
 	if err != nil {
 		return image.Info{}, err
 	}
@@ -131,7 +117,7 @@ func (e *tooBig) Error() string {
 
 // refusal turns an error of unpacking or checking into one for the person.
 func refusal(err error) error {
-	if _, ours := errors.AsType[*errs.Error](err); ours || errors.Is(err, context.Canceled) {
+	if _, ours := errors.AsType[*errs.Error](err); err == nil || ours || errors.Is(err, context.Canceled) {
 		return err
 	}
 	bad := &errs.Error{Op: "image.import", Kind: errs.Invalid, Field: "file", Err: err}
@@ -141,8 +127,8 @@ func refusal(err error) error {
 		bad.Hint = "raise the limit with `--max-size 8GiB` (max_size in the API) if it is meant to be that large"
 	}
 	entry, named := errors.AsType[*treetar.Entry](err)
-	if system(err) {
-		return hostError(err)
+	if images.HostFailed(err) {
+		return images.UploadError(err)
 	}
 	switch {
 	case bad.Msg != "":
@@ -154,7 +140,7 @@ func refusal(err error) error {
 		bad.Hint = "make the tar of a root tree: `tar -C ROOT -cf root.tar .`"
 	default:
 		bad.Msg = fmt.Sprintf("the file is not a whole tar: %v", err)
-		bad.Hint = "give a tar, plain or compressed with gzip, xz or zstd"
+		bad.Hint = "give a tar of a root tree, or a disk (qcow2, VMDK, VHD, VHDX, VDI, ISO, or raw with a boot sector); plain or compressed with gzip, xz or zstd"
 	}
 	return bad
 }

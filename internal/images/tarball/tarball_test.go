@@ -35,9 +35,9 @@ func newSource(t testing.TB, dir string) *Source {
 	if os.Getuid() != 0 {
 		t.Skip("sets owners: needs root")
 	}
-	s, err := New(dir)
+	spool, err := images.OpenSpool(dir)
 	must(t, err)
-	return s
+	return New(spool)
 }
 
 func stream(t testing.TB, headers ...tar.Header) []byte {
@@ -99,7 +99,7 @@ func TestImportOfEachCompressionIsTheSame(t *testing.T) {
 			t.Errorf("%s gave another image", name)
 		}
 		digest = built.Digest
-		must(t, s.Discard(id))
+		must(t, s.spool.Discard(id))
 		if err := s.Check(spec); !errs.Is(err, errs.NotFound) {
 			t.Errorf("discarded, and yet: %v", err)
 		}
@@ -198,7 +198,7 @@ func TestAnUploadOfAnotherBootDoesNotCount(t *testing.T) {
 	must(t, err)
 	spec := image.Spec{Source: "import", Upload: id}
 	must(t, s.Check(spec))
-	must(t, os.WriteFile(filepath.Join(s.upload(id), stampName), []byte("00000000-0000-0000-0000-000000000000\n1\n"), 0o600))
+	must(t, os.WriteFile(filepath.Join(s.spool.Folder(id), "stamp"), []byte("00000000-0000-0000-0000-000000000000\n1\n"), 0o600))
 	if err := s.Check(spec); !errs.Is(err, errs.NotFound) {
 		t.Error(err)
 	}
@@ -228,7 +228,7 @@ func TestSweepKeepsWhatIsWanted(t *testing.T) {
 	_, err = s.Receive(t.Context(), bytes.NewReader(good(t)), 0)
 	must(t, err)
 	must(t, os.MkdirAll(filepath.Join(dir, ".upload-1/tree"), 0o700))
-	must(t, s.Sweep(func(id string) bool { return id == wanted }))
+	must(t, s.spool.Sweep(func(id string) bool { return id == wanted }))
 	if left, _ := os.ReadDir(dir); len(left) != 1 || left[0].Name() != wanted {
 		t.Errorf("left: %v", left)
 	}

@@ -1,5 +1,6 @@
 // Package image says what an image is: a read-only root tree in one EROFS
-// file, known by the digest of its content, that any number of guests share.
+// file, or a disk, known by the digest of its content, that any number of
+// guests share.
 package image
 
 import (
@@ -22,7 +23,7 @@ const (
 
 // Spec is what was asked for.
 type Spec struct {
-	Source  string  `json:"source"`            // name of the source that makes it: "debian", "busybox", "import"
+	Source  string  `json:"source"`            // name of the source that makes it: "debian", "busybox", "import", "disk"
 	Release string  `json:"release,omitempty"` // "12", "13", "sid"
 	Variant Variant `json:"variant,omitempty"`
 	Wish    int64   `json:"wish"`             // raised by each wish to build it anew
@@ -35,7 +36,7 @@ type Status struct {
 	Wish       int64          `json:"wish"`       // the wish that Digest answers
 	Generation int64          `json:"generation"` // of the spec this status answers
 	Digest     string         `json:"digest,omitempty"`
-	Size       uint64         `json:"size,omitempty"` // bytes of the EROFS file
+	Size       uint64         `json:"size,omitempty"` // bytes of the file
 	Built      *time.Time     `json:"built,omitempty"`
 	Info       Info           `json:"info,omitzero"`
 	Problem    *model.Problem `json:"problem,omitempty"`
@@ -43,7 +44,7 @@ type Status struct {
 
 // Info is what is known of the content.
 type Info struct {
-	Disk         string   `json:"disk,omitempty"`      // format of a disk image, "qcow2" or "raw"; empty for a root tree
+	Disk         string   `json:"disk,omitempty"`      // format of a disk image, "qcow2" or "iso"; empty for a root tree
 	DiskSize     uint64   `json:"disk_size,omitempty"` // bytes that the disk has in the guest
 	OS           string   `json:"os,omitempty"`        // "debian"
 	Release      string   `json:"release,omitempty"`   // "12"
