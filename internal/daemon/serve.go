@@ -44,7 +44,7 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 		CheckSource: d.checkSource, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
 	})
 	return server.New(ctx, server.Options{
-		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Images: content{d}, Space: d.space,
+		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Images: content{d}, Space: d.space, Foresee: d.foresee,
 		Doctor: d.examine, Host: d.host, Graph: d.runner.Graph, Progress: d.progress,
 		HostName: d.opt.Host, Version: version.Version, Token: token, Log: d.log,
 	}), nil
