@@ -116,6 +116,7 @@ func (s *Server) routes() {
 	s.modelRoutes()
 	s.streamRoutes()
 	s.imageRoutes()
+	s.kernelRoutes()
 	s.poolRoutes()
 	s.networkRoutes()
 	s.forwardRoutes()
