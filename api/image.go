@@ -28,9 +28,9 @@ type Image struct {
 }
 
 // ImageBuild asks for an image made from a distribution's packages, or for
-// "busybox".
+// "busybox" or "empty".
 type ImageBuild struct {
-	Name    string `json:"name" example:"debian/12" doc:"what to build: debian/12, debian/13, debian/sid, busybox"`
+	Name    string `json:"name" example:"debian/12" doc:"what to build: debian/12, debian/13, debian/sid, busybox, empty"`
 	Variant string `json:"variant,omitempty" enum:"minimal,standard" doc:"default standard"`
 	As      string `json:"as,omitempty" doc:"name of the image; default: name, and -minimal for that variant"`
 	Rebuild bool   `json:"rebuild,omitempty" doc:"build again even if it is there"`

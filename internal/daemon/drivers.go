@@ -69,7 +69,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 	for _, f := range []fabric.Driver{bridge.New(bridge.Options{Prefix: o.Prefix, Names: names, Log: log})} {
 		d.fabrics[f.Name()] = f
 	}
-	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), d.trees, d.disks} {
+	for _, s := range []images.Source{debian.New(o.imageDir()), busybox.New(), disk.Empty{}, d.trees, d.disks} {
 		d.sources[s.Name()] = s
 	}
 	return d, nil

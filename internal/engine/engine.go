@@ -82,11 +82,14 @@ type Root struct {
 	Limit string
 
 	// For engines that take disks instead of trees (guest.Volume):
-	Base   string // the image's EROFS file, read-only
+	Base   string // the image's file, read-only: an EROFS, or the disk under Own; may be "" with Own
 	Volume string // the ext4 file with the guest's "upper" and "work"
 
-	// For guests that boot a disk of their own (guest.Disk):
-	Own *Disk // writable; nil for guests of root-tree images
+	// For guests that boot a disk of their own (guest.Disk): a qcow2 that is
+	// written to. What was never written is that of Base, which is a qcow2
+	// too; the engine says so when it opens them, whatever Own's header names.
+	// nil for guests of root-tree images.
+	Own *Disk
 }
 
 // NIC is one network card as the network's driver made it ready.

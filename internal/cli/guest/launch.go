@@ -181,7 +181,7 @@ func kernelMissing(err error) string {
 
 // buildable reports whether lodged knows how to make the image.
 func buildable(image string) bool {
-	return image == "busybox" || strings.HasPrefix(image, "debian/")
+	return image == "busybox" || image == "empty" || strings.HasPrefix(image, "debian/")
 }
 
 // buildOf is the request that makes the image called so.

@@ -17,6 +17,7 @@ import (
 	"github.com/klauspost/compress/zstd"
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/diskfile"
 	"lodge/internal/base/errs"
 	"lodge/internal/images"
 	"lodge/internal/images/disk"
@@ -135,6 +136,23 @@ func TestAnISOStaysADisc(t *testing.T) {
 	defer f.Close()
 	if got, err := io.ReadAll(f); err != nil || !bytes.Equal(got, b) {
 		t.Errorf("it holds something else: %v", err)
+	}
+}
+
+func TestEmptyDisk(t *testing.T) {
+	newSource(t, t.TempDir())
+	store, err := images.OpenStore(t.TempDir(), t.TempDir(), slog.New(slog.NewTextHandler(t.Output(), nil)))
+	must(t, err)
+	built, err := store.Build(t.Context(), disk.Empty{}, image.Spec{Source: "empty"}, nil)
+	must(t, err)
+	f, err := store.Open(built.Digest)
+	must(t, err)
+	defer f.Close()
+	if h, err := diskfile.Look(f, int64(built.Size)); err != nil || h.Size != built.Info.DiskSize || built.Info.Disk != "qcow2" {
+		t.Errorf("%+v %v, said %+v", h, err, built.Info)
+	}
+	if err := (disk.Empty{}).Check(image.Spec{Release: "12"}); !errs.Is(err, errs.Invalid) {
+		t.Error(err)
 	}
 }
 
