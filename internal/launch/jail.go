@@ -189,7 +189,7 @@ func (b *jail) host() {
 func (b *jail) each(do func(f File, fds []plan.Reg)) {
 	at := 0
 	for _, f := range b.j.Files {
-		do(f, b.fds[at:at+f.count()])
+		b.Scope(func() { do(f, b.fds[at:at+f.count()]) })
 		at += f.count()
 	}
 }
@@ -266,7 +266,7 @@ func (b *jail) furnish() {
 	b.Close(place)
 	made := map[string]bool{}
 	for _, bind := range b.j.Binds {
-		b.bind(bind, made)
+		b.Scope(func() { b.bind(bind, made) })
 	}
 	if b.j.Tmp > 0 {
 		id := strconv.FormatUint(uint64(b.j.UID), 10)

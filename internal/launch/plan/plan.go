@@ -95,6 +95,13 @@ func (p *Plan) New() Reg {
 	return Reg(p.regs)
 }
 
+// Scope does what takes registers of its own that nothing needs afterwards.
+func (p *Plan) Scope(do func()) {
+	was := p.regs
+	do()
+	p.regs = was
+}
+
 // Bytes puts b into the data at an address of its own, aligned for any type.
 func (p *Plan) Bytes(b []byte) At {
 	p.data = append(p.data, make([]byte, -len(p.data)&7)...)
