@@ -18,6 +18,8 @@ const (
 	tailMax = 32 << 10
 	// lastMax is how many lines of it a person is shown.
 	lastMax = 20
+	// leadIn is how many of them stand up to and with the panic.
+	leadIn = 6
 	// panicCode is the exit status of a guest whose kernel panicked.
 	panicCode = 1
 )
@@ -42,9 +44,9 @@ func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known b
 		is.Code, _ = strconv.Atoi(string(text[m[2]:m[3]])) // three digits are a number
 		return is, linesOf(text), true
 	}
-	if lastMatch(panicking, text) != nil { // a restart may follow
+	if m := lastMatch(panicking, text); m != nil { // a restart may follow
 		is.Code = panicCode
-		return is, linesOf(text), true
+		return is, linesAround(text, m[0]), true
 	}
 	restart, off := lastMatch(restarting, text), lastMatch(poweringOff, text)
 	switch {
@@ -99,6 +101,18 @@ func lastMatch(what *regexp.Regexp, text []byte) []int {
 
 // linesOf is the last lines of a console.
 func linesOf(text []byte) string {
-	lines := strings.Split(strings.TrimSpace(strings.ReplaceAll(string(text), "\r", "")), "\n")
+	lines := split(text)
 	return strings.Join(lines[max(0, len(lines)-lastMax):], "\n")
+}
+
+// linesAround is the lines of a console about the one at a place.
+func linesAround(text []byte, at int) string {
+	before, after := split(text[:at]), split(text[at:])
+	before[len(before)-1] += after[0]
+	lines := append(before[max(0, len(before)-leadIn):], after[1:]...)
+	return strings.Join(lines[:min(len(lines), lastMax)], "\n")
+}
+
+func split(text []byte) []string {
+	return strings.Split(strings.Trim(strings.ReplaceAll(string(text), "\r", ""), "\n"), "\n")
 }

@@ -21,7 +21,7 @@ func TestLastWords(t *testing.T) {
 		{"reboot", "", before + "[   12.1] reboot: Restarting system\r\n", true, syscall.SIGHUP, 0, ""},
 		{"power off", "", before + "[   12.1] reboot: Power down\r\n", true, syscall.SIGINT, 0, ""},
 		{"halt", "", before + "reboot: System halted", true, syscall.SIGINT, 0, ""},
-		{"panic", "", before + "[ 1] Kernel panic - not syncing: sysrq triggered crash\r\n[ 2] Rebooting in 1 seconds..\r\n[ 3] reboot: Restarting system\r\n", true, 0, 1, "Kernel panic - not syncing: sysrq triggered crash"},
+		{"panic", "", before + "[ 1] Kernel panic - not syncing: sysrq triggered crash\r\n" + strings.Repeat("[ 1] trace\r\n", 60) + "[ 2] Rebooting in 1 seconds..\r\n[ 3] reboot: Restarting system\r\n", true, 0, 1, "Kernel panic - not syncing: sysrq triggered crash"},
 		{"a program that ended", "", before + "no file\r\nlodge-agent: the first program ended with status 3\r\n[ 1] reboot: Power down\r\n", true, 0, 3, "no file"},
 		{"of the run before only", "", before, false, 0, 7, "hello"},
 		{"a log just rotated", before + "reboot: Restar", "ting system\r\n", true, syscall.SIGHUP, 0, ""},
