@@ -1,0 +1,97 @@
+package qemu
+
+import (
+	"encoding/json"
+	"strings"
+	"time"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/engine/qemu/qmp"
+)
+
+// event takes in what QEMU tells by itself. It must not ask anything: the
+// answer would come behind it.
+func (l *link) event(e qmp.Event) {
+	switch e.Name {
+	case "STOP":
+		l.note(func() {
+			if l.status == "running" {
+				l.status = "paused"
+			}
+		})
+	case "RESUME":
+		l.note(func() { l.status, l.trouble = "running", "" })
+	case "RESET":
+		l.note(func() { l.trouble = "" })
+	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
+		l.note(func() { l.trouble = "kernel panic: the guest's kernel says that it cannot go on" })
+	case "WATCHDOG":
+		l.note(func() { l.trouble = "its watchdog was not fed" })
+	case "BLOCK_IO_ERROR":
+		l.ioError(e.Data)
+	case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR":
+		l.unplugged(e)
+	}
+}
+
+// ioError is a disk that failed. When it was full, the guest stands still until
+// there is space again.
+func (l *link) ioError(data json.RawMessage) {
+	var d struct {
+		Node    string `json:"node-name"`
+		Action  string `json:"action"`
+		NoSpace bool   `json:"nospace"`
+		Reason  string `json:"reason"`
+	}
+	if json.Unmarshal(data, &d) != nil || d.Action == "ignore" {
+		return
+	}
+	name := strings.TrimPrefix(d.Node, nodeName(""))
+	if !d.NoSpace || d.Action != "stop" {
+		l.note(func() { l.trouble = "its disk " + name + " fails: " + d.Reason })
+		return
+	}
+	l.note(func() {
+		l.status, l.trouble = "io-error", "it stands still because there is no space left for its disk "+name
+	})
+	go l.retry()
+}
+
+// retry lets a guest try again to write what there was no space for.
+func (l *link) retry() {
+	l.sleep(retryAfter)
+	l.mu.Lock()
+	still := l.status == "io-error"
+	l.mu.Unlock()
+	if still && l.life.Err() == nil {
+		if err := l.do(l.life, "cont", nil, nil); err != nil {
+			l.e.o.Log.Warn("a guest whose disk was full cannot go on", "guest", l.id, "err", err)
+		}
+	}
+}
+
+// unplugged ends the wait of whoever took a device away.
+func (l *link) unplugged(e qmp.Event) {
+	var d struct {
+		Device string `json:"device"`
+		Path   string `json:"path"`
+	}
+	if json.Unmarshal(e.Data, &d) != nil {
+		return
+	}
+	var err error
+	if e.Name != "DEVICE_DELETED" {
+		err = &errs.Error{Op: "qemu.unplug", Kind: errs.Conflict, Msg: "the guest does not let go of it", Hint: "it may be in use; end that first"}
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if wait := l.deleted[d.Device]; wait != nil && d.Device != "" {
+		select {
+		case wait <- err:
+		default:
+		}
+	}
+}
+
+// unplugTime is how long a guest may take to let go of a device.
+const unplugTime = 30 * time.Second

@@ -1,0 +1,236 @@
+package qemu
+
+import (
+	"crypto/sha256"
+	"fmt"
+	"math"
+	"slices"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/engine"
+	"lodge/internal/model/guest"
+)
+
+// hardware is the machine that a guest sees. A saved memory image keeps it,
+// because only the same machine can go on from there.
+type hardware struct {
+	Kind     string `json:"kind"` // "q35", "microvm"
+	Machine  string `json:"machine"`
+	Accel    string `json:"accel"`
+	CPUModel string `json:"cpu_model"`
+	CPUs     int    `json:"cpus"`     // at power-on
+	MaxCPUs  int    `json:"max_cpus"` // that can be plugged
+	Memory   uint64 `json:"memory"`   // bytes, at power-on
+	Modules  int    `json:"modules"`  // slots for memory modules
+	MaxMem   uint64 `json:"max_mem"`  // with all modules
+
+	UUID     string `json:"uuid"`
+	Firmware string `json:"firmware"` // "bios", "uefi", "uefi-secure"
+	TPM      bool   `json:"tpm,omitempty"`
+	Kernel   bool   `json:"kernel"` // boots a kernel that it is handed, not a disk
+	Modern   bool   `json:"modern"` // has virtio's devices, not those that any system knows
+	Agent    string `json:"agent"`  // name of the serial port that its agent listens on
+
+	Drives  []drive  `json:"drives"`
+	Cards   []card   `json:"cards"`
+	Plugged []plug   `json:"plugged,omitempty"` // processors and memory that were added since, in order
+	Ports   []string `json:"ports"`             // that a device can be plugged into
+}
+
+// drive is a disk or an optical disc.
+type drive struct {
+	Name     string `json:"name"` // its serial number
+	Format   string `json:"format"`
+	ReadOnly bool   `json:"read_only,omitempty"`
+	Shared   bool   `json:"shared,omitempty"` // others read the same file
+	Optical  bool   `json:"optical,omitempty"`
+	Boot     int    `json:"boot,omitempty"`
+	Port     string `json:"port,omitempty"` // that it can be unplugged from
+}
+
+// card is a network card.
+type card struct {
+	Name string `json:"name"`
+	MAC  string `json:"mac"`
+	MTU  int    `json:"mtu,omitempty"`
+	Port string `json:"port,omitempty"`
+}
+
+// plug is a processor or memory module that was added while the guest ran.
+type plug struct {
+	ID     string `json:"id"`
+	Driver string `json:"driver"`
+	Socket int    `json:"socket,omitempty"` // of a processor
+	Size   uint64 `json:"size,omitempty"`   // of a memory module, bytes
+}
+
+// The disks of a guest that boots a kernel it is handed.
+const (
+	baseSerial   = "base"
+	volumeSerial = "volume"
+	ownSerial    = "root" // of a guest that boots a disk of its own
+)
+
+// The serial ports that agents listen on: Lodge's, and the one that
+// unmodified guests may bring along.
+const (
+	agentPort    = "lodge.agent.0"
+	qemuGuestAge = "org.qemu.guest_agent.0"
+)
+
+const (
+	defaultMemory = 512 << 20
+	memoryModules = 8
+	sparePorts    = 8
+	// hotMemory is the least memory of an unmodified guest that can be given
+	// more while it runs: Linux reserves 64 MiB when it sees that it can.
+	hotMemory = 1 << 30
+	mostCPUs  = 64
+)
+
+// host is what the machine below offers.
+type host struct {
+	Version  string // of QEMU: "7.2.22"
+	Machine  string // the newest machine of kind q35: "pc-q35-7.2"
+	KVM      bool
+	CPUs     int
+	Firmware firmware
+}
+
+// design makes the machine for a guest.
+func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
+	w := hardware{
+		Kind: "q35", Machine: h.Machine, Accel: "tcg", CPUModel: "max", UUID: uuid(g.ID), Firmware: "bios",
+		Memory: g.Spec.Memory, TPM: g.Spec.Hardware.TPM, Kernel: parts.Root.Own == nil, Modern: true, Agent: agentPort,
+	}
+	if w.Memory == 0 {
+		w.Memory = defaultMemory
+	}
+	if h.KVM {
+		w.Accel, w.CPUModel = "kvm", "host"
+	}
+	if m := g.Spec.Hardware.CPUModel; m != "" {
+		w.CPUModel = m
+	}
+	w.CPUs = min(processors(g.Spec.CPUs, h.CPUs), mostCPUs)
+	w.MaxCPUs = max(w.CPUs, min(h.CPUs, mostCPUs))
+	if f := g.Spec.Hardware.Firmware; f != "" {
+		w.Firmware = f
+	}
+	if err := w.choose(g, h); err != nil {
+		return w, err
+	}
+	if w.Kind == "q35" && (w.Kernel || w.Memory >= hotMemory) {
+		w.Modules, w.MaxMem = memoryModules, 16*w.Memory
+	}
+	if !w.Kernel {
+		w.Agent, w.Modern = qemuGuestAge, knowsVirtio(parts.Image.OS)
+	}
+	w.furnish(parts)
+	return w, nil
+}
+
+// processors is how many a guest sees that may use so many processors' worth
+// of time.
+func processors(share float64, all int) int {
+	if share == 0 {
+		return all
+	}
+	return max(1, int(math.Ceil(share)))
+}
+
+// choose judges what the guest's record asks for against what is there.
+func (w *hardware) choose(g guest.Guest, h host) error {
+	switch kind := g.Spec.Hardware.Machine; {
+	case kind == "" || kind == "q35":
+	case kind != "microvm":
+		return errs.Bad("machine", fmt.Sprintf("there is no machine %q", kind), "q35 or microvm")
+	case !w.Kernel:
+		return errs.Bad("machine", "microvm has no firmware that boots disks", "leave --machine out")
+	default:
+		w.Kind, w.Machine = kind, kind
+		w.MaxCPUs = w.CPUs
+	}
+	switch {
+	case !cpuModel.MatchString(w.CPUModel):
+		return errs.Bad("cpu_model", fmt.Sprintf("%q is no name of a processor", w.CPUModel), "qemu-system-x86_64 -cpu help")
+	case w.Kernel && w.Firmware != "bios":
+		return errs.Bad("firmware", "guests of root-tree images boot their kernel without firmware", "leave --firmware out")
+	case !slices.Contains([]string{"bios", "uefi", "uefi-secure"}, w.Firmware):
+		return errs.Bad("firmware", fmt.Sprintf("there is no firmware %q", w.Firmware), "bios, uefi or uefi-secure")
+	}
+	if _, _, ok := h.Firmware.files(w.Firmware); !ok {
+		return &errs.Error{Kind: errs.Unsupported, Field: "firmware", Msg: "this host has no firmware " + w.Firmware, Hint: "apt-get install ovmf"}
+	}
+	return nil
+}
+
+// knowsVirtio reports whether an operating system, named as os-release does,
+// surely has drivers for virtio's devices. Any other gets what PCs had.
+func knowsVirtio(os string) bool {
+	return slices.Contains([]string{"debian", "ubuntu", "fedora", "centos", "rhel", "rocky", "almalinux", "alpine", "arch", "opensuse", "opensuse-leap", "sles", "lodge"}, os)
+}
+
+// furnish adds drives and cards. What may have to be unplugged gets a port of
+// its own, and some ports stay free.
+func (w *hardware) furnish(parts engine.Parts) {
+	if w.Kernel {
+		w.Drives = append(w.Drives, drive{Name: baseSerial, Format: "raw", ReadOnly: true, Shared: true}, drive{Name: volumeSerial, Format: "raw"})
+	} else {
+		w.Drives = append(w.Drives, ownDrive(*parts.Root.Own))
+	}
+	for _, d := range parts.Disks {
+		w.Drives = append(w.Drives, drive{Name: d.Name, Format: d.Format, ReadOnly: d.ReadOnly || d.Optical, Shared: d.ReadOnly || d.Optical, Optical: d.Optical, Boot: d.Boot, Port: w.pluggable(!d.Optical)})
+	}
+	for _, n := range parts.NICs {
+		w.Cards = append(w.Cards, card{Name: n.Name, MAC: n.MAC, MTU: n.MTU, Port: w.pluggable(true)})
+	}
+	if w.Kind == "q35" {
+		for range sparePorts {
+			w.newPort()
+		}
+	}
+}
+
+// lastBoot comes after every order that somebody may choose.
+const lastBoot = 1000
+
+func ownDrive(d engine.Disk) drive {
+	boot := d.Boot
+	if boot == 0 {
+		boot = lastBoot
+	}
+	return drive{Name: ownSerial, Format: d.Format, Boot: boot}
+}
+
+func (w *hardware) pluggable(yes bool) string {
+	if !yes || w.Kind != "q35" || !w.Modern {
+		return ""
+	}
+	return w.newPort()
+}
+
+func (w *hardware) newPort() string {
+	p := fmt.Sprintf("port%d", len(w.Ports)+1)
+	w.Ports = append(w.Ports, p)
+	return p
+}
+
+// freePort returns a port without a device, or "".
+func (w *hardware) freePort() string {
+	for _, p := range w.Ports {
+		taken := slices.ContainsFunc(w.Drives, func(d drive) bool { return d.Port == p }) ||
+			slices.ContainsFunc(w.Cards, func(c card) bool { return c.Port == p })
+		if !taken {
+			return p
+		}
+	}
+	return ""
+}
+
+// uuid is a guest's identity as firmware shows it.
+func uuid(id string) string {
+	b := sha256.Sum256([]byte("lodge guest " + id))
+	b[6], b[8] = b[6]&0x0f|0x80, b[8]&0x3f|0x80 // RFC 9562: version 8, of our own making
+	return fmt.Sprintf("%x-%x-%x-%x-%x", b[:4], b[4:6], b[6:8], b[8:10], b[10:16])
+}

@@ -1,0 +1,175 @@
+package qemu
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/agent/dial"
+	"lodge/internal/base/errs"
+	"lodge/internal/base/session"
+	"lodge/internal/engine"
+	"lodge/internal/keeper"
+	"lodge/internal/model/guest"
+)
+
+// Machine is one running guest. Its methods are safe for concurrent use.
+type Machine struct {
+	e     *Engine
+	g     guest.Guest
+	parts engine.Parts
+	held  keeper.Held
+	link  *link
+}
+
+var (
+	_ engine.Machine = (*Machine)(nil)
+	_ engine.Pauser  = (*Machine)(nil)
+	_ engine.Resizer = (*Machine)(nil)
+	_ engine.Execer  = (*Machine)(nil)
+	_ engine.Filer   = (*Machine)(nil)
+	_ engine.Meter   = (*Machine)(nil)
+)
+
+// Probe tells how the guest is. A monitor that does not answer is trouble of
+// the guest's, not a failure of the look: it can still be killed.
+func (m *Machine) Probe(context.Context) (engine.Probe, error) {
+	l := m.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	p := engine.Probe{Paused: l.status == "paused", Ready: true, Trouble: l.trouble}
+	if l.agent != nil {
+		p.Ready = l.agent.State().Ready
+	}
+	switch {
+	case l.monitor == nil && l.failure != nil:
+		p.Trouble = "QEMU does not answer: " + l.failure.Error()
+	case p.Trouble == "" && (l.status == "internal-error" || l.status == "io-error" || l.status == "guest-panicked"):
+		p.Trouble = "QEMU has stopped it: " + l.status
+	}
+	return p, nil
+}
+
+// Pause stops the guest's processors.
+func (m *Machine) Pause(ctx context.Context) error {
+	if err := m.link.do(ctx, "stop", nil, nil); err != nil {
+		return m.about(err)
+	}
+	m.link.note(func() { m.link.status = "paused" })
+	return nil
+}
+
+// Resume lets the guest's processors run on.
+func (m *Machine) Resume(ctx context.Context) error {
+	if m.held.State().Exit != nil {
+		return nil
+	}
+	if err := m.link.do(ctx, "cont", nil, nil); err != nil {
+		return m.about(err)
+	}
+	m.link.note(func() { m.link.status = "running" })
+	return nil
+}
+
+// about says which guest an error is about.
+func (m *Machine) about(err error) error {
+	if known, ok := errors.AsType[*errs.Error](err); ok && known.Ref == "" {
+		named := *known
+		named.Ref = m.g.Key().String()
+		return &named
+	}
+	return err
+}
+
+const (
+	// askTime is how long the agent may take to be told that the guest is to
+	// stop. A guest that boots is told later.
+	toldWithin = 3 * time.Second
+	// deafFor is how long firmware and boot loaders may take, which press of
+	// the power button is lost on.
+	deafFor = 30 * time.Second
+)
+
+// Shutdown asks the guest's init through the agent, or else presses the power
+// button.
+func (m *Machine) Shutdown(ctx context.Context) error {
+	if m.link.agent != nil {
+		ctx, cancel := context.WithTimeout(ctx, toldWithin)
+		defer cancel()
+		return m.about(m.link.agent.Shutdown(ctx))
+	}
+	if err := m.link.do(ctx, "system_powerdown", nil, nil); err != nil {
+		return m.about(err)
+	}
+	if s := m.g.Status.Started; s != nil && time.Since(*s) < deafFor {
+		return &errs.Error{Kind: errs.Busy, Ref: m.g.Key().String(), Msg: "may not have seen yet that its power button was pressed"}
+	}
+	return nil
+}
+
+// Kill ends QEMU.
+func (m *Machine) Kill(context.Context) error {
+	err := unix.PidfdSendSignal(m.held.Pidfd(), unix.SIGKILL, nil, 0)
+	if errors.Is(err, unix.ESRCH) {
+		err = nil
+	}
+	return errors.Join(err, m.e.o.Tree.Kill(m.parts.Cgroup))
+}
+
+// Close lets go of the guest, which runs on. The lines to it are the engine's.
+func (m *Machine) Close() error { return nil }
+
+// awake returns the agent of a guest that can answer.
+func (m *Machine) awake() (*dial.Link, error) {
+	l := m.link
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	switch {
+	case l.status == "paused":
+		return nil, &errs.Error{Op: "qemu", Kind: errs.Conflict, Ref: m.g.Key().String(), Msg: "is paused", Hint: "lodge resume " + m.g.Name}
+	case l.agent == nil:
+		return nil, &errs.Error{Op: "qemu", Kind: errs.Unsupported, Ref: m.g.Key().String(), Msg: "has no agent", Hint: "use lodge console, or the network"}
+	}
+	return l.agent, nil
+}
+
+// Exec runs a program inside the guest.
+func (m *Machine) Exec(ctx context.Context, r session.Request) (session.Session, error) {
+	a, err := m.awake()
+	if err != nil {
+		return nil, err
+	}
+	s, err := a.Exec(ctx, r)
+	return s, m.about(err)
+}
+
+// Pack writes a file or tree of the guest as a tar stream.
+func (m *Machine) Pack(ctx context.Context, path string, w io.Writer) error {
+	a, err := m.awake()
+	if err != nil {
+		return err
+	}
+	return m.about(a.Pack(ctx, path, w))
+}
+
+// Unpack makes what the tar stream r holds below the guest's dir.
+func (m *Machine) Unpack(ctx context.Context, dir string, r io.Reader) error {
+	a, err := m.awake()
+	if err != nil {
+		return err
+	}
+	return m.about(a.Unpack(ctx, dir, r))
+}
+
+// Resize changes the limits of QEMU's control group.
+func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
+	i := engine.Info{Overhead: overhead}
+	if err := m.e.o.Tree.Set(m.parts.Cgroup, i.Limits(spec, m.parts.Root.Disk)); err != nil {
+		return fmt.Errorf("limits of %s: %w", m.g.Name, err)
+	}
+	return nil
+}

@@ -1,0 +1,43 @@
+package qemu
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+
+	"lodge/internal/model/guest"
+)
+
+// Usage tells what the guest uses now and has used since it started.
+func (m *Machine) Usage(context.Context) (guest.Usage, error) {
+	c, err := m.e.o.Tree.Usage(m.parts.Cgroup)
+	if err != nil {
+		return guest.Usage{}, fmt.Errorf("usage of %s: %w", m.g.Name, err)
+	}
+	u := guest.Usage{
+		CPUSeconds: c.CPUSeconds, Throttled: c.Throttled, Memory: c.Memory, MemoryCache: c.Cache, MemoryLimit: m.g.Spec.Memory,
+		Swap: c.Swap, Processes: c.Processes, ReadBytes: c.ReadBytes, WriteBytes: c.WriteBytes, OOMKills: c.OOMKills,
+	}
+	for _, n := range m.parts.NICs {
+		// What the host's end receives, the guest has sent.
+		u.RxBytes += counter(n.Device, "tx_bytes")
+		u.RxPackets += counter(n.Device, "tx_packets")
+		u.TxBytes += counter(n.Device, "rx_bytes")
+		u.TxPackets += counter(n.Device, "rx_packets")
+	}
+	return u, nil
+}
+
+// counter reads a network card's counter; one that has just gone has counted
+// nothing.
+func counter(device, name string) uint64 {
+	text, err := os.ReadFile(filepath.Join("/sys/class/net", device, "statistics", name))
+	if err != nil {
+		return 0
+	}
+	n, _ := strconv.ParseUint(strings.TrimSpace(string(text)), 10, 64)
+	return n
+}
