@@ -130,3 +130,13 @@ func flag(name string, on bool) url.Values {
 	}
 	return q
 }
+
+// ChangeModel makes a guest one of another model.
+func (c *Client) ChangeModel(ctx context.Context, name string, m api.ModelWish, wait time.Duration) (api.Operation, error) {
+	return c.guestVerb(ctx, name, "model", nil, m, wait)
+}
+
+// ForeseeModel says what a change of a guest's model would mean.
+func (c *Client) ForeseeModel(ctx context.Context, name, to, engine string) (api.ModelChange, error) {
+	return get[api.ModelChange](ctx, c, route("guests", name, "model"), url.Values{"to": {to}, "engine": {engine}})
+}

@@ -81,6 +81,29 @@ func (c *Client) ExportImage(ctx context.Context, name, format string) (io.ReadC
 	return c.stream(ctx, route("image-exports"), url.Values{"name": {name}, "format": {format}})
 }
 
+// Kernels lists the kernels.
+func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
+	return get[[]api.Kernel](ctx, c, route("kernels"), nil)
+}
+
+// Kernel returns one kernel.
+func (c *Client) Kernel(ctx context.Context, name string) (api.Kernel, error) {
+	return get[api.Kernel](ctx, c, kernelRoute(name), nil)
+}
+
+// DeleteKernel removes a kernel that no guest boots.
+func (c *Client) DeleteKernel(ctx context.Context, name string, wait time.Duration) (api.Operation, error) {
+	return c.remove(ctx, kernelRoute(name), wait)
+}
+
+// BuildKernel makes a kernel.
+func (c *Client) BuildKernel(ctx context.Context, b api.KernelBuild, wait time.Duration) (api.Operation, error) {
+	return c.operate(ctx, call{method: http.MethodPost, path: route("kernel-builds"), body: b}, wait)
+}
+
+// kernelRoute keeps the slash of a kernel's name: linux/debian-12.
+func kernelRoute(name string) string { return route("kernels", strings.Split(name, "/")...) }
+
 // imageRoute keeps the slashes of an image's name: debian/12.
 func imageRoute(name string) string { return route("images", strings.Split(name, "/")...) }
 

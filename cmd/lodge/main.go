@@ -15,6 +15,7 @@ import (
 	"lodge/internal/cli/guest"
 	"lodge/internal/cli/host"
 	"lodge/internal/cli/image"
+	"lodge/internal/cli/kernel"
 	"lodge/internal/cli/manifest"
 	"lodge/internal/cli/network"
 	"lodge/internal/cli/op"
@@ -87,7 +88,7 @@ the local one; LODGE_TOKEN and LODGE_CACERT go with https.`,
 	}
 	f.Flags(root)
 	add(root, "guests", "Guests:", guest.Commands(f)...)
-	add(root, "things", "What guests need:", image.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f))
+	add(root, "things", "What guests need:", image.NewGroup(f), kernel.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f))
 	add(root, "files", "Files:", manifest.Commands(f)...)
 	add(root, "host", "The host:", append(host.Commands(f), op.NewGroup(f), guest.NewGroup(f))...)
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodes})

@@ -4,6 +4,7 @@ import (
 	"context"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/model"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/kernel"
 	"lodge/internal/model/operation"
@@ -68,6 +69,18 @@ func (d *Door) kernels() (names []string) {
 	return names
 }
 
+// kernelsUnderWay are those that are asked for and cannot be booted yet, and what
+// keeps them from it.
+func (d *Door) kernelsUnderWay() map[string]*model.Problem {
+	all := map[string]*model.Problem{}
+	for _, r := range d.Tables.Kernels.List() {
+		if r.Status.Digest == "" && r.Deleting == nil {
+			all[r.Name] = r.Status.Problem
+		}
+	}
+	return all
+}
+
 // kernelOf chooses the kernel that a guest boots: none if its engine runs it on
 // the host's own, or boots it from a disk.
 func (d *Door) kernelOf(s guest.Spec, there []string) (string, error) {
@@ -92,28 +105,9 @@ func (d *Door) checkKernel(s guest.Spec) error {
 	name, err := d.kernelOf(s, d.kernels())
 	switch {
 	case err != nil:
-		return d.onItsWay(err)
+		return kernel.OnItsWay(err, d.kernelsUnderWay())
 	case name == "" && s.Hardware.Kernel != "":
 		return errs.Bad("kernel", "guests of this model and image have none of their own to choose", "leave it out")
 	}
 	return nil
-}
-
-// onItsWay makes of "there is none" that there will soon be one, if it is being
-// built.
-func (d *Door) onItsWay(err error) error {
-	if !errs.Is(err, errs.NotFound) {
-		return err
-	}
-	for _, r := range d.Tables.Kernels.List() {
-		ref := "kernel/" + r.Name
-		if refOf(err) != ref || r.Deleting != nil {
-			continue
-		}
-		if p := r.Status.Problem; p != nil {
-			return &errs.Error{Kind: errs.NotFound, Ref: ref, Field: "kernel", Msg: "could not be made: " + p.Message, Hint: "lodge kernel build " + r.Name}
-		}
-		return &errs.Error{Kind: errs.Busy, Ref: ref, Field: "kernel", Msg: "is still being made", Hint: "wait for it: lodge op ls"}
-	}
-	return err
 }

@@ -93,7 +93,7 @@ func without(names, given []string) []string {
 	return left
 }
 
-// GuestNames, ImageNames, PoolNames, NetworkNames, ForwardNames and OperationIDs
+// GuestNames, ImageNames, KernelNames, PoolNames, NetworkNames, ForwardNames and OperationIDs
 // are the lists to complete with.
 func GuestNames(ctx context.Context, c *client.Client) ([]string, error) {
 	v, _, err := c.Guests(ctx)
@@ -110,6 +110,16 @@ func ImageNames(ctx context.Context, c *client.Client) ([]string, error) {
 	var names []string
 	for _, i := range v {
 		names = append(names, i.Name)
+	}
+	return names, err
+}
+
+// KernelNames lists the kernels' names.
+func KernelNames(ctx context.Context, c *client.Client) ([]string, error) {
+	v, err := c.Kernels(ctx)
+	var names []string
+	for _, k := range v {
+		names = append(names, k.Name)
 	}
 	return names, err
 }

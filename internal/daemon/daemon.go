@@ -21,6 +21,7 @@ import (
 	"lodge/internal/control/forwards"
 	"lodge/internal/control/guests"
 	imagecontrol "lodge/internal/control/images"
+	kernelcontrol "lodge/internal/control/kernels"
 	"lodge/internal/control/networks"
 	"lodge/internal/control/operations"
 	"lodge/internal/control/placements"
@@ -28,6 +29,7 @@ import (
 	"lodge/internal/fabric"
 	"lodge/internal/images"
 	"lodge/internal/keeper"
+	"lodge/internal/kernels"
 	"lodge/internal/model"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/network"
@@ -46,25 +48,27 @@ const workers = 8
 
 // daemon is everything that is open while lodged runs.
 type daemon struct {
-	opt      Options
-	down     bool // it is there to take everything down
-	log      *slog.Logger
-	lock     *os.File
-	node     *cluster.Node
-	store    *store.Store
-	tables   *tables.Tables
-	keepers  *keeper.Client
-	cgroups  *cgroup.Tree
-	layout   *cgroup.Layout
-	images   *images.Store
-	drivers  drivers
-	pools    *control.Handles[storage.Pool]
-	networks *control.Handles[fabric.Fabric]
-	progress *bus.Bus[operation.Progress]
-	runner   *reconcile.Runner
-	guests   *guests.Reconciler
-	making   *imagecontrol.Reconciler
-	receipts *operations.Reconciler
+	opt       Options
+	down      bool // it is there to take everything down
+	log       *slog.Logger
+	lock      *os.File
+	node      *cluster.Node
+	store     *store.Store
+	tables    *tables.Tables
+	keepers   *keeper.Client
+	cgroups   *cgroup.Tree
+	layout    *cgroup.Layout
+	images    *images.Store
+	kernels   *kernels.Store
+	drivers   drivers
+	pools     *control.Handles[storage.Pool]
+	networks  *control.Handles[fabric.Fabric]
+	progress  *bus.Bus[operation.Progress]
+	runner    *reconcile.Runner
+	guests    *guests.Reconciler
+	making    *imagecontrol.Reconciler
+	compiling *kernelcontrol.Reconciler
+	receipts  *operations.Reconciler
 }
 
 // open makes everything ready in order; what was opened before an error is
@@ -157,6 +161,9 @@ func (d *daemon) openHost(ctx context.Context) (err error) {
 	if d.images, err = images.OpenStore(d.opt.imageDir(), d.opt.RunDir, d.log); err != nil {
 		return err
 	}
+	if d.kernels, err = openKernels(d.opt, d.log); err != nil {
+		return err
+	}
 	binary := filepath.Join(d.opt.programs(), keeperProgram)
 	if d.keepers, err = keeper.Open(ctx, keeper.Options{Dir: d.opt.keeperDir(), Binary: binary, Log: d.log}); err != nil {
 		return err
@@ -178,7 +185,8 @@ func (d *daemon) openReconcilers() (err error) {
 	d.guests, err = guests.New(guests.Options{
 		Tables: d.tables, Host: d.opt.Host, HostBoot: strings.TrimSpace(string(boot)), Dir: d.opt.guestDir(),
 		Keepers: d.keepers, Engines: d.drivers.engines, Pools: d.pools, Networks: d.networks,
-		Cgroups: d.cgroups, Images: d.images, Layers: layers{}, CPUs: processors(), Now: time.Now, Tell: d.tellStep, Copied: d.tellCopied,
+		Cgroups: d.cgroups, Images: d.images, Layers: layers{}, Kernels: bootable{d}, CPUs: processors(), Now: time.Now,
+		Tell: d.tellStep, Copied: d.tellCopied,
 	})
 	if err != nil {
 		return err
@@ -188,12 +196,14 @@ func (d *daemon) openReconcilers() (err error) {
 		Wake:    func(id string) { d.runner.Wake("images", id) },
 		Spooled: d.drivers.spool.Discard,
 	})
+	d.compiling = d.newKernelMaking()
 	d.receipts = operations.New(d.tables, time.Now)
 	for _, rec := range []reconcile.Reconciler{
 		&pools.Reconciler{Tables: d.tables, Drivers: d.drivers.pools, Open: d.pools, Dir: d.opt.poolDir(), Now: time.Now},
 		&networks.Reconciler{Tables: d.tables, Drivers: d.drivers.fabrics, Open: d.networks, Now: time.Now},
 		placements.New(d.store, d.tables, d.opt.Host),
 		d.making,
+		d.compiling,
 		d.guests,
 		&forwards.Reconciler{Tables: d.tables, Open: d.networks, Now: time.Now},
 		d.receipts,
@@ -238,6 +248,9 @@ func (d *daemon) close() error {
 	var all []error
 	if d.making != nil {
 		d.making.Close()
+	}
+	if d.compiling != nil {
+		d.compiling.Close()
 	}
 	if d.networks != nil {
 		d.networks.All(func(_ string, f fabric.Fabric) { all = append(all, f.Close()) })

@@ -16,6 +16,7 @@ import (
 	"lodge/internal/images/debian"
 	"lodge/internal/images/disk"
 	"lodge/internal/images/tarball"
+	"lodge/internal/kernels"
 	"lodge/internal/model/guest"
 	"lodge/internal/storage"
 	"lodge/internal/storage/btrfs"
@@ -32,6 +33,7 @@ type drivers struct {
 	pools   map[string]storage.Driver
 	fabrics map[string]fabric.Driver
 	sources map[string]images.Source
+	kernels []kernels.Source
 
 	// What is imported is kept in the spool, by the source that it is for.
 	spool *images.Spool
@@ -55,6 +57,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 		pools:   map[string]storage.Driver{},
 		fabrics: map[string]fabric.Driver{},
 		sources: map[string]images.Source{},
+		kernels: kernelSources(o),
 		spool:   spool,
 		trees:   tarball.New(spool),
 		disks:   disk.New(spool),

@@ -71,6 +71,7 @@ func (o Options) programs() string  { return filepath.Join(o.RunDir, "bin") }
 func (o Options) keeperDir() string { return filepath.Join(o.RunDir, "keeper") }
 func (o Options) storeDir() string  { return filepath.Join(o.DataDir, "store") }
 func (o Options) imageDir() string  { return filepath.Join(o.DataDir, "images") }
+func (o Options) kernelDir() string { return filepath.Join(o.DataDir, "kernels") }
 func (o Options) spoolDir() string  { return filepath.Join(o.DataDir, "spool") }
 func (o Options) poolDir() string   { return filepath.Join(o.DataDir, "pools") }
 func (o Options) guestDir() string  { return filepath.Join(o.DataDir, "guests") }

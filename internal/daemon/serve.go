@@ -41,10 +41,10 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 	door := admission.New(admission.Options{
 		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory},
 		Engine: d.drivers.engineFacts, PoolDrivers: d.drivers.poolDrivers, NetworkDrivers: d.drivers.networkDrivers,
-		CheckSource: d.checkSource, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
+		CheckSource: d.checkSource, CheckKernel: d.checkKernel, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
 	})
 	return server.New(ctx, server.Options{
-		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Images: content{d}, Space: d.space,
+		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Images: content{d}, Space: d.space, Foresee: d.foresee,
 		Doctor: d.examine, Host: d.host, Graph: d.runner.Graph, Progress: d.progress,
 		HostName: d.opt.Host, Version: version.Version, Token: token, Log: d.log,
 	}), nil

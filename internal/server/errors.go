@@ -101,7 +101,7 @@ func whereToLook(ref string) string {
 	switch kind, _, _ := strings.Cut(ref, "/"); kind {
 	case "guest":
 		return "lodge ls"
-	case "image", "pool", "network", "forward":
+	case "image", "kernel", "pool", "network", "forward":
 		return "lodge " + kind + " ls"
 	case "operation":
 		return "lodge op ls --all"

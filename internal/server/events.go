@@ -16,6 +16,7 @@ import (
 	"lodge/internal/model/forward"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
+	"lodge/internal/model/kernel"
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
@@ -46,7 +47,7 @@ func (s *Server) eventRoutes() {
 }
 
 type eventsInput struct {
-	Kind  string `query:"kind" enum:"guest,image,pool,network,forward,operation" doc:"of this kind only"`
+	Kind  string `query:"kind" enum:"guest,image,kernel,pool,network,forward,operation" doc:"of this kind only"`
 	Since int64  `query:"since" minimum:"0" doc:"every change after this revision; 0 is from now on"`
 	Last  string `header:"Last-Event-ID" doc:"as since, for clients that reconnect by themselves; the last revision is told again"`
 }
@@ -176,6 +177,11 @@ func (s *Server) eventAPI(e store.Event) (api.Event, bool) {
 		object, out.Message, err = shown(s.Tables.Images, e.ID, func(r store.Record[image.Spec, image.Status]) (any, string) {
 			i := imageAPI(r, nil, false)
 			return i, readyWord(i.Ready, i.Problem)
+		})
+	case kernel.Kind:
+		object, out.Message, err = shown(s.Tables.Kernels, e.ID, func(r store.Record[kernel.Spec, kernel.Status]) (any, string) {
+			k := kernelAPI(r, nil)
+			return k, readyWord(k.Ready, k.Problem)
 		})
 	case pool.Kind:
 		object, out.Message, err = shown(s.Tables.Pools, e.ID, func(r store.Record[pool.Spec, pool.Status]) (any, string) {

@@ -61,7 +61,13 @@ func newHouse(t *testing.T) *house {
 		PoolDrivers:    func() []admission.Driver { return []admission.Driver{{Name: "dir"}} },
 		NetworkDrivers: func() []admission.Driver { return []admission.Driver{{Name: "bridge"}} },
 		CheckSource:    func(image.Spec) error { return nil },
-		PortFree:       func(string, netip.Addr, uint16) error { return nil },
+		CheckKernel: func(name string) error {
+			if name != "um/toy" {
+				return errs.Bad("name", "there is no kernel "+name, "use um/toy")
+			}
+			return nil
+		},
+		PortFree: func(string, netip.Addr, uint16) error { return nil },
 	})
 	h.Server = New(ctx, Options{
 		Door: door, Store: s, Tables: tb, Live: h.live, Images: fakeImages{},

@@ -61,12 +61,14 @@ type Space struct{ Total, Used, Free uint64 }
 // Options is what the server serves. Every field must be set but Token, which
 // closes HTTPS when it is empty.
 type Options struct {
-	Door     *admission.Door
-	Store    *store.Store
-	Tables   *tables.Tables
-	Live     Live
-	Images   Images
-	Space    func(ctx context.Context, pool string) (Space, error)
+	Door   *admission.Door
+	Store  *store.Store
+	Tables *tables.Tables
+	Live   Live
+	Images Images
+	Space  func(ctx context.Context, pool string) (Space, error)
+	// Foresee says what a change of a guest's model would mean.
+	Foresee  func(ctx context.Context, id string, to guest.Model, engine string) (api.ModelChange, error)
 	Doctor   func(ctx context.Context, fix bool) ([]api.Check, error)
 	Host     func(ctx context.Context) (api.Host, error)
 	Graph    func() []string
@@ -111,8 +113,10 @@ func New(ctx context.Context, o Options) *Server {
 func (s *Server) routes() {
 	s.guestRoutes()
 	s.guestVerbs()
+	s.modelRoutes()
 	s.streamRoutes()
 	s.imageRoutes()
+	s.kernelRoutes()
 	s.poolRoutes()
 	s.networkRoutes()
 	s.forwardRoutes()

@@ -101,6 +101,13 @@ func TestOtherRoutes(t *testing.T) {
 		t.Fatal(string(text))
 	}
 	want[api.Error](h, 404, "GET", "/v1/image-exports?name=none", nil)
+	want[api.Operation](h, 202, "POST", "/v1/kernel-builds", api.KernelBuild{Name: "um/toy"})
+	want[api.Error](h, 422, "POST", "/v1/kernel-builds", api.KernelBuild{Name: "um/other"})
+	if v := want[[]api.Kernel](h, 200, "GET", "/v1/kernels", nil); len(v) != 1 || v[0].Name != "um/toy" || v[0].Kind != "um" || v[0].Ready || v[0].UsedBy == nil {
+		t.Fatalf("%+v", v)
+	}
+	want[api.Kernel](h, 200, "GET", "/v1/kernels/um/toy", nil)
+	want[api.Operation](h, 200, "DELETE", "/v1/kernels/um/toy?wait=5s", nil)
 	want[api.Operation](h, 202, "POST", "/v1/pools", api.PoolCreate{Name: "fast", Driver: "dir"})
 	if v := want[[]api.Pool](h, 200, "GET", "/v1/pools", nil); len(v) != 2 || v[0].FreeBytes != 60 || v[0].UsedBy[0] != "web1" {
 		t.Fatalf("%+v", v)

@@ -13,6 +13,7 @@ import (
 	"lodge/internal/model/forward"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
+	"lodge/internal/model/kernel"
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
@@ -81,6 +82,11 @@ func samples() []sample {
 				OS: "debian", Release: "12", Pretty: "Debian", Architecture: "amd64", Init: []string{"/sbin/init"},
 				CloudInit: true, Files: 3, Packages: []string{"bash"},
 			},
+		}),
+		specOf(kernel.Kind, kernel.Spec{Wish: 1}),
+		statusOf(kernel.Kind, kernel.Status{
+			Wish: 1, Generation: 1, Digest: "1", Size: 9, Built: &at, Problem: problem,
+			Info: kernel.Info{Version: "7.2.7", From: "user-mode-linux 7.2um1", Modules: []string{"erofs"}},
 		}),
 		specOf(network.Kind, network.Spec{
 			Driver: "bridge", IPv4: netip.MustParsePrefix("10.67.0.0/16"), IPv6: netip.MustParsePrefix("fd00::/64"),

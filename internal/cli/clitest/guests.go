@@ -93,6 +93,9 @@ func (s *Server) admit(name string, g api.GuestSpec) error {
 	if _, ok := s.images[g.Image]; !ok {
 		return &api.Error{Kind: api.KindNotFound, Ref: "image/" + g.Image, Field: "image", Detail: "does not exist", Hint: "lodge image build " + g.Image}
 	}
+	if _, ok := s.kernels["linux/debian-12"]; g.Model == "vm" && !ok {
+		return &api.Error{Kind: api.KindNotFound, Ref: "kernel/linux/debian-12", Field: "kernel", Detail: "is not on this host", Hint: "lodge kernel build linux/debian-12"}
+	}
 	if _, ok := s.guests[name]; ok {
 		return &api.Error{Kind: api.KindExists, Ref: "guest/" + name, Detail: "exists already"}
 	}

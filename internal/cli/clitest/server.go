@@ -20,26 +20,27 @@ import (
 
 // Server is the false lodged. Make one with Start.
 type Server struct {
-	mu     sync.Mutex
-	rev    int64
-	guests map[string]*api.Guest
-	images map[string]*api.Image
-	pools  map[string]*api.Pool
-	nets   map[string]*api.Network
-	fwds   map[string]*api.Forward
-	ops    map[string]*api.Operation
-	files  map[string]map[string]entry // guest, path
-	log    []api.Event
-	subs   map[chan api.Event]struct{}
-	cut    int // event streams still to be broken after their first event
-	hold   chan struct{}
+	mu      sync.Mutex
+	rev     int64
+	guests  map[string]*api.Guest
+	images  map[string]*api.Image
+	kernels map[string]*api.Kernel
+	pools   map[string]*api.Pool
+	nets    map[string]*api.Network
+	fwds    map[string]*api.Forward
+	ops     map[string]*api.Operation
+	files   map[string]map[string]entry // guest, path
+	log     []api.Event
+	subs    map[chan api.Event]struct{}
+	cut     int // event streams still to be broken after their first event
+	hold    chan struct{}
 }
 
 // Start listens on a Unix socket in dir. The server lives until the returned
 // function is called.
 func Start(dir string) (host string, s *Server, stop func(), err error) {
 	s = &Server{
-		rev: 100, guests: map[string]*api.Guest{}, images: map[string]*api.Image{}, pools: map[string]*api.Pool{},
+		rev: 100, guests: map[string]*api.Guest{}, images: map[string]*api.Image{}, kernels: map[string]*api.Kernel{}, pools: map[string]*api.Pool{},
 		nets: map[string]*api.Network{}, fwds: map[string]*api.Forward{}, ops: map[string]*api.Operation{},
 		files: map[string]map[string]entry{}, subs: map[chan api.Event]struct{}{}, hold: make(chan struct{}),
 	}
@@ -101,6 +102,10 @@ func (s *Server) routes() http.Handler {
 	handle("POST /v1/image-builds", s.buildImage)
 	handle("POST /v1/image-imports", s.importImage)
 	handle("GET /v1/image-exports", s.exportImage)
+	handle("GET /v1/kernels", func(w http.ResponseWriter, _ *http.Request) error { return list(s, w, s.kernels) })
+	handle("GET /v1/kernels/{name...}", func(w http.ResponseWriter, r *http.Request) error { return show(s, w, r, "kernel", s.kernels) })
+	handle("DELETE /v1/kernels/{name...}", func(w http.ResponseWriter, r *http.Request) error { return remove(s, w, r, "kernel", s.kernels) })
+	handle("POST /v1/kernel-builds", s.buildKernel)
 	handle("GET /v1/pools", func(w http.ResponseWriter, _ *http.Request) error { return list(s, w, s.pools) })
 	handle("GET /v1/pools/{name}", func(w http.ResponseWriter, r *http.Request) error { return show(s, w, r, "pool", s.pools) })
 	handle("DELETE /v1/pools/{name}", func(w http.ResponseWriter, r *http.Request) error { return remove(s, w, r, "pool", s.pools) })

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"lodge/api"
 )
@@ -26,6 +27,24 @@ func (s *Server) buildImage(w http.ResponseWriter, r *http.Request) error {
 		s.mu.Lock()
 		s.images[name] = &api.Image{Name: name, Ready: true, Source: ask.Name, Variant: ask.Variant, UsedBy: []string{}, SizeBytes: 99 << 20}
 		s.mu.Unlock()
+		return nil
+	})
+}
+
+func (s *Server) buildKernel(w http.ResponseWriter, r *http.Request) error {
+	var ask api.KernelBuild
+	if err := decode(r, &ask); err != nil {
+		return err
+	}
+	return s.operate(w, r, "kernel.build", []string{"kernel/" + ask.Name}, func() *api.Problem {
+		kind, _, _ := strings.Cut(ask.Name, "/")
+		s.mu.Lock()
+		defer s.mu.Unlock()
+		k := &api.Kernel{Name: ask.Name, Kind: kind, Ready: true, Version: "7.2.7", From: "a package 7.2", SizeBytes: 16 << 20, Modules: []string{"erofs"}, UsedBy: []string{}}
+		if ask.Refresh {
+			k.Version = "7.2.8"
+		}
+		s.kernels[ask.Name] = k
 		return nil
 	})
 }

@@ -29,7 +29,7 @@ func verbs(f *cli.Factory) []*cobra.Command {
 	return []*cobra.Command{
 		newLaunch(f), newCreate(f),
 		newStart(f), newStop(f), newRestart(f), newPause(f), newResume(f),
-		newRm(f), newRename(f), newSet(f), newLs(f), newShow(f),
+		newRm(f), newRename(f), newSet(f), newModel(f), newLs(f), newShow(f),
 		newExec(f), newShell(f), newConsole(f), newLogs(f), newCp(f),
 		newTop(f), newStats(f),
 	}

@@ -29,8 +29,9 @@ func newLaunch(f *cli.Factory) *cobra.Command {
 
 What is left out gets its default: model os, 1 processor, 512MiB of memory, a
 10GiB disk, the network and the pool called default. An image that is missing but
-can be built (debian/…, busybox) is built first. A command after -- runs as the
-guest's first process instead of the image's init.`
+can be built (debian/…, busybox) is built first, and so is the kernel of guests
+of model vm and paravirt. A command after -- runs as the guest's first process
+instead of the image's init.`
 	cmd.Example = `  lodge launch debian/12 web1
   lodge launch debian/12 web1 --cpus 2 --memory 1GiB --publish 8080:80
   lodge launch busybox job --ephemeral -- /bin/sh -c 'echo hello'
@@ -123,23 +124,59 @@ func summary(g api.GuestCreate) string {
 	return g.Name + " " + state
 }
 
-// launch makes the guests, building the image first where it is missing and may
-// be built.
+// launch makes the guests, building first what is missing and may be built: the
+// image, and the kernel of guests that have their own.
 func launch(ctx context.Context, f *cli.Factory, w *cli.Waiting, ask api.GuestCreate, build bool) (api.Operation, error) {
 	create := func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
 		return c.CreateGuest(ctx, ask, wait)
 	}
 	op, err := f.Do(ctx, w, create)
-	if err == nil || !build || !buildable(ask.Image) || !imageMissing(ctx, f, ask.Image, err) {
-		return op, err
+	for range 2 {
+		if err == nil || !build {
+			return op, err
+		}
+		making := missing(ctx, f, ask.Image, err)
+		if making == nil {
+			return op, err
+		}
+		if _, err := f.Do(ctx, &cli.Waiting{}, making); err != nil {
+			return op, err
+		}
+		op, err = f.Do(ctx, w, create)
 	}
-	f.Streams.Notef("the image %s is missing and is built first", ask.Image)
-	if _, err := f.Do(ctx, &cli.Waiting{}, func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
-		return c.BuildImage(ctx, buildOf(ask.Image), wait)
-	}); err != nil {
-		return op, err
+	return op, err
+}
+
+// missing says what makes the thing whose lack is the reason of err, and nil if
+// it is another.
+func missing(ctx context.Context, f *cli.Factory, image string, err error) func(context.Context, *client.Client, time.Duration) (api.Operation, error) {
+	if kernel := kernelMissing(err); kernel != "" {
+		f.Streams.Notef("the kernel %s is missing and is built first", kernel)
+		return func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
+			return c.BuildKernel(ctx, api.KernelBuild{Name: kernel}, wait)
+		}
 	}
-	return f.Do(ctx, w, create)
+	if !buildable(image) || !imageMissing(ctx, f, image, err) {
+		return nil
+	}
+	f.Streams.Notef("the image %s is missing and is built first", image)
+	return func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
+		return c.BuildImage(ctx, buildOf(image), wait)
+	}
+}
+
+// kernelMissing is the kernel whose lack a request failed by: there is none, or
+// not yet.
+func kernelMissing(err error) string {
+	e, ok := errors.AsType[*api.Error](err)
+	if !ok || e.Kind != api.KindNotFound && e.Kind != api.KindBusy {
+		return ""
+	}
+	name, ok := strings.CutPrefix(e.Ref, "kernel/")
+	if !ok {
+		return ""
+	}
+	return name
 }
 
 // buildable reports whether lodged knows how to make the image.

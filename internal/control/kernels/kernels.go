@@ -164,6 +164,18 @@ func (r *Reconciler) remove(ctx context.Context, rec tables.KernelRecord) error 
 	return r.Tables.Kernels.Delete(ctx, rec.ID)
 }
 
+// OnItsWay makes of a store's "there is none" that there will soon be one, if
+// it is being built.
+func (r *Reconciler) OnItsWay(err error) error {
+	underWay := map[string]*model.Problem{}
+	for _, k := range r.Tables.Kernels.List() {
+		if k.Deleting == nil {
+			underWay[k.Name] = k.Status.Problem
+		}
+	}
+	return kernel.OnItsWay(err, underWay)
+}
+
 // Close ends all builds and waits until they have cleaned up.
 func (r *Reconciler) Close() { r.builds.Close() }
 

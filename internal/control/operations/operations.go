@@ -15,6 +15,7 @@ import (
 	"lodge/internal/model/forward"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
+	"lodge/internal/model/kernel"
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
@@ -73,7 +74,7 @@ func (r *Reconciler) Writes() []model.Kind { return []model.Kind{operation.Kind}
 // Reads lists everything an operation can be about.
 func (r *Reconciler) Reads() []reconcile.Read {
 	reads := []reconcile.Read{{Kind: operation.Kind}}
-	for _, k := range []model.Kind{guest.Kind, image.Kind, pool.Kind, network.Kind, forward.Kind} {
+	for _, k := range []model.Kind{guest.Kind, image.Kind, kernel.Kind, pool.Kind, network.Kind, forward.Kind} {
 		reads = append(reads, reconcile.Read{Kind: k, Wake: r.changed})
 	}
 	return reads
@@ -243,6 +244,10 @@ func (r *Reconciler) answer(s operation.Subject) Answer {
 	case image.Kind:
 		if i, err := r.tables.Images.ByID(s.ID); err == nil {
 			return Answer{true, i.Status.Generation, i.Status.Digest != "" && i.Status.Wish >= i.Spec.Wish, i.Status.Problem}
+		}
+	case kernel.Kind:
+		if k, err := r.tables.Kernels.ByID(s.ID); err == nil {
+			return Answer{true, k.Status.Generation, k.Status.Digest != "" && k.Status.Wish >= k.Spec.Wish, k.Status.Problem}
 		}
 	case pool.Kind:
 		if p, err := r.tables.Pools.ByID(s.ID); err == nil {

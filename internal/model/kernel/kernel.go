@@ -3,6 +3,7 @@
 package kernel
 
 import (
+	"errors"
 	"slices"
 	"strings"
 	"time"
@@ -111,4 +112,23 @@ func missing(name string) error {
 		Kind: errs.NotFound, Ref: string(Kind) + "/" + name, Field: "kernel",
 		Msg: "is not on this host", Hint: "lodge kernel build " + name,
 	}
+}
+
+// OnItsWay makes of Choose's "there is none" that there will soon be one, or why
+// there is not: underWay are the kernels that were asked for and are not there,
+// and what keeps them from it.
+func OnItsWay(err error, underWay map[string]*model.Problem) error {
+	e, ok := errors.AsType[*errs.Error](err)
+	if !ok || e.Kind != errs.NotFound {
+		return err
+	}
+	name, _ := strings.CutPrefix(e.Ref, string(Kind)+"/")
+	p, ok := underWay[name]
+	switch {
+	case !ok:
+		return err
+	case p == nil:
+		return &errs.Error{Kind: errs.Busy, Ref: e.Ref, Field: e.Field, Msg: "is still being made", Hint: "wait for it: lodge op ls"}
+	}
+	return &errs.Error{Kind: errs.NotFound, Ref: e.Ref, Field: e.Field, Msg: "could not be made: " + p.Message, Hint: e.Hint}
 }

@@ -1,0 +1,56 @@
+package daemon
+
+import (
+	"context"
+	"log/slog"
+	"path/filepath"
+	"time"
+
+	kernelcontrol "lodge/internal/control/kernels"
+	"lodge/internal/engine"
+	"lodge/internal/kernels"
+	"lodge/internal/kernels/compiled"
+	kerneldebian "lodge/internal/kernels/debian"
+	"lodge/internal/model/image"
+)
+
+// kernelSources are where kernels come from: a source is its folder and one
+// line here.
+func kernelSources(o Options) []kernels.Source {
+	return []kernels.Source{
+		kerneldebian.New(filepath.Join(o.kernelDir(), "cache", "packages")),
+		compiled.New(filepath.Join(o.kernelDir(), "cache", "source")),
+	}
+}
+
+func openKernels(o Options, log *slog.Logger) (*kernels.Store, error) {
+	return kernels.OpenStore(o.kernelDir(), filepath.Join(o.programs(), agentProgram), log)
+}
+
+func (d *daemon) newKernelMaking() *kernelcontrol.Reconciler {
+	return kernelcontrol.New(kernelcontrol.Options{
+		Tables: d.tables, Store: d.kernels, Sources: d.drivers.kernels, Now: time.Now, Log: d.log, Tell: d.progress.Publish,
+		Wake: func(id string) { d.runner.Wake("kernels", id) },
+	})
+}
+
+// checkKernel says whether the kernel called name can be built here.
+func (d *daemon) checkKernel(name string) error {
+	source, err := kernelcontrol.Source(d.drivers.kernels, name)
+	if err != nil {
+		return err
+	}
+	return source.Check(name)
+}
+
+// bootable gives guests their kernels.
+type bootable struct{ *daemon }
+
+// For finds the kernel in the store, as it is to be handed to an engine.
+func (b bootable) For(ctx context.Context, kind string, im image.Info, wanted string) (engine.Kernel, error) {
+	k, err := b.kernels.For(ctx, kind, im, wanted)
+	if err != nil {
+		return engine.Kernel{}, b.compiling.OnItsWay(err)
+	}
+	return engine.Kernel{Name: k.Name, Version: k.Version, Path: k.Path, Initrd: k.Initrd, Support: k.Support}, nil
+}
