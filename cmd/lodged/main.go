@@ -104,6 +104,11 @@ func flags(o *daemon.Options, talk io.Writer) *flag.FlagSet {
 		o.Size, err = units.ParseBytes(s)
 		return err
 	})
+	f.Func("template-memory", "memory for templates, from which virtual machines start in a moment; 0: none (default: an eighth of the host's)", func(s string) error {
+		n, err := units.ParseBytes(s)
+		o.Templates = &n
+		return err
+	})
 	f.BoolVar(&o.Limits, "raise-limits", d.Limits, "raise the host's limits that many guests need; old values are remembered")
 	f.Usage = func() { fmt.Fprint(talk, usage); f.PrintDefaults() }
 	return f

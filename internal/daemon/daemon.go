@@ -26,6 +26,7 @@ import (
 	"lodge/internal/control/operations"
 	"lodge/internal/control/placements"
 	"lodge/internal/control/pools"
+	"lodge/internal/control/templates"
 	"lodge/internal/fabric"
 	"lodge/internal/images"
 	"lodge/internal/keeper"
@@ -66,6 +67,7 @@ type daemon struct {
 	progress  *bus.Bus[operation.Progress]
 	runner    *reconcile.Runner
 	guests    *guests.Reconciler
+	templates *templates.Templates
 	making    *imagecontrol.Reconciler
 	compiling *kernelcontrol.Reconciler
 	receipts  *operations.Reconciler
@@ -96,6 +98,9 @@ func (d *daemon) open(ctx context.Context) error {
 	d.pools = control.NewHandles[storage.Pool](pool.Kind)
 	d.networks = control.NewHandles[fabric.Fabric](network.Kind)
 	d.progress = bus.New[operation.Progress]()
+	if err := d.openTemplates(ctx); err != nil {
+		return err
+	}
 	return d.openReconcilers()
 }
 
@@ -251,6 +256,9 @@ func (d *daemon) close() error {
 	}
 	if d.compiling != nil {
 		d.compiling.Close()
+	}
+	if d.templates != nil {
+		d.templates.Close()
 	}
 	if d.networks != nil {
 		d.networks.All(func(_ string, f fabric.Fabric) { all = append(all, f.Close()) })

@@ -55,22 +55,23 @@ type Layers interface {
 
 // Options is what a Reconciler works with; every field but Tell is needed.
 type Options struct {
-	Tables   *tables.Tables
-	Host     string // this host's name
-	HostBoot string // id of the host's present boot
-	Dir      string // each guest gets a directory below it, for its console's log
-	Keepers  keeper.Keepers
-	Engines  engine.Set
-	Pools    *control.Handles[storage.Pool]
-	Networks *control.Handles[fabric.Fabric]
-	Cgroups  *cgroup.Tree
-	Images   Images
-	Kernels  Kernels
-	Layers   Layers
-	CPUs     []int // processors of the host that guests may run on
-	Now      func() time.Time
-	Tell     func(id string, s guest.Step)       // progress; may be nil
-	Copied   func(id string, done, total uint64) // bytes of a writable layer that changes its form; may be nil
+	Tables    *tables.Tables
+	Host      string // this host's name
+	HostBoot  string // id of the host's present boot
+	Dir       string // each guest gets a directory below it, for its console's log
+	Keepers   keeper.Keepers
+	Engines   engine.Set
+	Pools     *control.Handles[storage.Pool]
+	Networks  *control.Handles[fabric.Fabric]
+	Cgroups   *cgroup.Tree
+	Images    Images
+	Kernels   Kernels
+	Layers    Layers
+	Templates Templates
+	CPUs      []int // processors of the host that guests may run on
+	Now       func() time.Time
+	Tell      func(id string, s guest.Step)       // progress; may be nil
+	Copied    func(id string, done, total uint64) // bytes of a writable layer that changes its form; may be nil
 }
 
 // Reconciler implements reconcile.Reconciler for guests.
@@ -268,6 +269,9 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p 
 	}
 	if r.goingDown() {
 		return 0, nil // the record keeps saying what was, so that the next start brings back what should be
+	}
+	if p.Ready && !g.Status.Ready && at == guest.Running {
+		r.wantTemplate(ctx, g)
 	}
 	var again time.Duration
 	if g.Status.NotBefore != nil && (at == guest.Placed || at == guest.Ready) {

@@ -162,9 +162,10 @@ type world struct {
 	id  string
 	now time.Time
 
-	dir     string // of the guest's volume
-	layers  *layers
-	kernels *kernels
+	dir       string // of the guest's volume
+	layers    *layers
+	templates *templates
+	kernels   *kernels
 }
 
 func newWorld(t *testing.T, spec guest.Spec) *world {
@@ -189,13 +190,13 @@ func newWorldOf(t *testing.T, spec guest.Spec, info engine.Info, wrap func(*toy)
 	s := store.NewMemory()
 	t.Cleanup(func() { s.Close() })
 	w := &world{t: t, k: &keepers{held: map[string]*keeper.State{}}, now: time.Now()}
-	w.e, w.layers, w.kernels = &toy{k: w.k, info: info, probe: engine.Probe{Ready: true}}, &layers{}, &kernels{}
+	w.e, w.layers, w.kernels, w.templates = &toy{k: w.k, info: info, probe: engine.Probe{Ready: true}}, &layers{}, &kernels{}, &templates{}
 	all := tables.Open(s)
 	pools := control.NewHandles[storage.Pool]("pool")
 	w.dir = t.TempDir()
 	pools.Put("default", volumes{dir: w.dir})
 	w.r, err = New(Options{
-		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: engine.Set{wrap(w.e)}, Layers: w.layers, Kernels: w.kernels, CPUs: []int{0, 1},
+		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: engine.Set{wrap(w.e)}, Layers: w.layers, Templates: w.templates, Kernels: w.kernels, CPUs: []int{0, 1},
 		Pools: pools, Networks: control.NewHandles[fabric.Fabric]("network"), Cgroups: tree, Images: contents{}, Now: func() time.Time { return w.now },
 	})
 	if err != nil {

@@ -39,11 +39,12 @@ func (l *layers) Overlay(_ context.Context, path, base, format string, size uint
 type kernels struct {
 	fail  error
 	asked string
+	path  string
 }
 
 func (k *kernels) For(_ context.Context, kind string, _ image.Info, wanted string) (engine.Kernel, error) {
 	k.asked = kind + ":" + wanted
-	return engine.Kernel{Name: kind + "/best", Version: "7.2"}, k.fail
+	return engine.Kernel{Name: kind + "/best", Version: "7.2", Path: k.path}, k.fail
 }
 
 var own = engine.Info{Name: "box", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: 64 << 20, Pin: true, Can: engine.Can{Plug: true, Disk: true}}

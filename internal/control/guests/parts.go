@@ -24,6 +24,10 @@ const (
 	idsPerGuest = 65_536
 )
 
+// SpareIDs is the first of a range of ids that is no guest's: the last whole
+// one that there is.
+const SpareIDs = firstID + (1<<32-firstID)/idsPerGuest*idsPerGuest - idsPerGuest
+
 // Device returns the name of the host's end of a guest's nth network card. It
 // is at most 15 characters long, as the kernel wants it.
 func Device(slot, n int) string { return fmt.Sprintf("lg%dn%d", slot, n) }
@@ -79,20 +83,32 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	if err := r.attachMachine(ctx, g, info, p); err != nil {
 		return nil, err
 	}
-	for i, n := range g.Spec.NICs {
-		nic, socket, err := r.attachNIC(ctx, g, n)
-		if err != nil {
+	if err := r.attachNICs(ctx, g, p); err != nil {
+		return nil, err
+	}
+	if form == guest.Volume {
+		if err := r.attachVolume(ctx, g, info, p); err != nil {
 			return nil, err
-		}
-		p.NICs = append(p.NICs, nic)
-		if i == 0 {
-			p.DNS, p.Domain = socket.DNS, r.domain(n.Network)
 		}
 	}
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{p, g.Generation, r.attached[g.ID].used}
 	r.mu.Unlock()
 	return p, nil
+}
+
+func (r *Reconciler) attachNICs(ctx context.Context, g guest.Guest, p *engine.Parts) error {
+	for i, n := range g.Spec.NICs {
+		nic, socket, err := r.attachNIC(ctx, g, n)
+		if err != nil {
+			return err
+		}
+		p.NICs = append(p.NICs, nic)
+		if i == 0 {
+			p.DNS, p.Domain = socket.DNS, r.domain(n.Network)
+		}
+	}
+	return nil
 }
 
 func (r *Reconciler) attachNIC(ctx context.Context, g guest.Guest, n guest.NIC) (engine.NIC, fabric.Socket, error) {

@@ -69,7 +69,7 @@ func (r *Reconciler) attachRoot(ctx context.Context, g guest.Guest, pool storage
 		return r.Layers.Overlay(ctx, p.Root.Own.Path, p.Root.Base, p.Image.Disk, size)
 	}
 	p.Root.Volume = filepath.Join(p.Root.Writable, volumeFile)
-	return r.Layers.Volume(ctx, p.Root.Volume, size)
+	return nil // attachVolume makes it, once it is known what the guest is made of
 }
 
 func (r *Reconciler) attachTree(ctx context.Context, g guest.Guest, pool storage.Pool, p *engine.Parts) (err error) {

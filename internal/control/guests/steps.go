@@ -10,6 +10,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
+	"lodge/internal/layer"
 	"lodge/internal/model/guest"
 )
 
@@ -73,12 +74,20 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	if err != nil {
 		return err
 	}
+	if err := layer.Touch(parts.Root.Writable); err != nil {
+		return err
+	}
 	held, err := r.Keepers.Start(ctx, g.ID, p)
 	if errs.Is(err, errs.Exists) {
 		held, err = r.Keepers.Find(g.ID)
 	}
 	if err != nil {
 		return err
+	}
+	if parts.Memory != "" {
+		if err := r.awake(ctx, e, g, *parts, held); err != nil {
+			return err
+		}
 	}
 	r.mu.Lock()
 	delete(r.stops, g.ID)

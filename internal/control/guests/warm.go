@@ -1,0 +1,84 @@
+package guests
+
+import (
+	"context"
+	"errors"
+	"io/fs"
+	"os"
+	"time"
+
+	"lodge/internal/engine"
+	"lodge/internal/keeper"
+	"lodge/internal/layer"
+	"lodge/internal/model/guest"
+)
+
+// Templates are memory images of freshly booted guests, from which others like
+// them start in a moment.
+type Templates interface {
+	// Find returns the folder of the memory image that a guest about to start
+	// for the first time can go on from, and that of the disk that goes with
+	// it, or false.
+	Find(g guest.Guest, info engine.Info, parts engine.Parts) (memory, disk string, ok bool)
+	// Want says that a guest has booted which others might be like. It returns
+	// at once.
+	Want(g guest.Guest, info engine.Info, parts engine.Parts)
+}
+
+// attachVolume makes the ext4 file of a guest's writable layer, or finds it. A
+// guest that was never started gets a copy of a template's disk, if there is
+// one, and goes on from its memory: only as long as nothing was written to the
+// disk since, for memory and disk must be of the same moment.
+func (r *Reconciler) attachVolume(ctx context.Context, g guest.Guest, info engine.Info, p *engine.Parts) error {
+	dir := p.Root.Writable
+	_, err := os.Lstat(p.Root.Volume)
+	fresh := errors.Is(err, fs.ErrNotExist)
+	if g.Status.Boots == 0 && !wasUp(g.Status) && (fresh || layer.Pristine(dir, r.HostBoot)) {
+		if memory, disk, ok := r.Templates.Find(g, info, *p); ok {
+			if fresh {
+				if err := layer.CopyVolume(ctx, disk, dir, r.HostBoot); err != nil {
+					return err
+				}
+			}
+			p.Memory = memory
+			return nil
+		}
+	}
+	return r.Layers.Volume(ctx, p.Root.Volume, g.Spec.Disk)
+}
+
+// renewTime is how long a guest that goes on from a template may take to become
+// itself: it answers in a fraction of a second, or something is wrong.
+const renewTime = 30 * time.Second
+
+// awake gives a guest that was just started from a template an identity of its
+// own. One that does not take it is ended, and boots when it is next tried.
+func (r *Reconciler) awake(ctx context.Context, e engine.Engine, g guest.Guest, parts engine.Parts, held keeper.Held) error {
+	ctx, cancel := context.WithTimeout(ctx, renewTime)
+	defer cancel()
+	m, err := e.Connect(ctx, g, parts, held)
+	if err == nil {
+		defer m.Close()
+		if renewer, ok := m.(engine.Renewer); ok {
+			err = renewer.Renew(ctx)
+		}
+	}
+	if err == nil {
+		return nil
+	}
+	return errors.Join(err, r.kill(context.WithoutCancel(ctx), g.ID))
+}
+
+// wantTemplate asks for a template for guests as g, which is up since it booted
+// the ordinary way.
+func (r *Reconciler) wantTemplate(ctx context.Context, g guest.Guest) {
+	r.mu.Lock()
+	parts := r.attached[g.ID].parts
+	r.mu.Unlock()
+	if parts == nil || parts.Memory != "" || parts.Kernel.Path == "" {
+		return // it did not boot, or under an earlier daemon
+	}
+	if _, info, err := r.engine(ctx, g); err == nil {
+		r.Templates.Want(g, info, *parts)
+	}
+}
