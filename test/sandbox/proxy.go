@@ -1,6 +1,7 @@
 package sandbox
 
 import (
+	"errors"
 	"io"
 	"net"
 	"net/http"
@@ -56,15 +57,29 @@ func fetch(w http.ResponseWriter, r *http.Request) {
 // returns its address for http_proxy.
 func Proxy(t testing.TB) string {
 	t.Helper()
-	path := os.Getenv(proxySocket)
-	if path == "" {
-		t.Skip("downloads need the sandbox, and that needs root")
+	address, closeIt, err := OpenProxy()
+	if errors.Is(err, errOutside) {
+		t.Skip(err)
 	}
-	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() { l.Close() })
+	t.Cleanup(closeIt)
+	return address
+}
+
+var errOutside = errors.New("downloads need the sandbox, and that needs root")
+
+// OpenProxy is Proxy for programs that are no tests.
+func OpenProxy() (address string, closeIt func(), err error) {
+	path := os.Getenv(proxySocket)
+	if path == "" {
+		return "", nil, errOutside
+	}
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		return "", nil, err
+	}
 	go func() {
 		for {
 			c, err := l.Accept()
@@ -74,7 +89,7 @@ func Proxy(t testing.TB) string {
 			go relay(c, path)
 		}
 	}()
-	return "http://" + l.Addr().String()
+	return "http://" + l.Addr().String(), func() { l.Close() }, nil
 }
 
 func relay(c net.Conn, path string) {
