@@ -2,16 +2,21 @@ package daemon
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"path/filepath"
 	"time"
 
+	"lodge/internal/base/errs"
 	kernelcontrol "lodge/internal/control/kernels"
+	"lodge/internal/doctor"
 	"lodge/internal/engine"
 	"lodge/internal/kernels"
 	"lodge/internal/kernels/compiled"
 	kerneldebian "lodge/internal/kernels/debian"
+	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
+	"lodge/internal/model/kernel"
 )
 
 // kernelSources are where kernels come from: a source is its folder and one
@@ -53,4 +58,28 @@ func (b bootable) For(ctx context.Context, kind string, im image.Info, wanted st
 		return engine.Kernel{}, b.compiling.OnItsWay(err)
 	}
 	return engine.Kernel{Name: k.Name, Version: k.Version, Path: k.Path, Initrd: k.Initrd, Support: k.Support}, nil
+}
+
+// kernelsThere tells the doctor what guests have to boot.
+func (d *daemon) kernelsThere(ctx context.Context) (all []doctor.Kernels) {
+	for _, m := range []guest.Model{guest.VM, guest.Paravirt} {
+		_, info, err := d.drivers.engines.Pick(ctx, m, "")
+		if err != nil || info.Kernel == "" {
+			continue
+		}
+		k := doctor.Kernels{Model: string(m)}
+		for _, r := range d.tables.Kernels.List() {
+			if kernel.SortOf(r.Name) == kernel.Sort(info.Kernel) && r.Status.Digest != "" {
+				k.There = append(k.There, r.Name+" "+r.Status.Info.Version)
+			}
+		}
+		if err := d.checkKernel(kernel.Suits(kernel.Sort(info.Kernel), "", "")); err != nil {
+			k.Lack = err.Error()
+			if e, ok := errors.AsType[*errs.Error](err); ok {
+				k.Lack, k.Fix = e.Words(), e.Hint
+			}
+		}
+		all = append(all, k)
+	}
+	return all
 }

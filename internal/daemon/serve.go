@@ -128,7 +128,7 @@ func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
 		return nil, err
 	}
 	var out []api.Check
-	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: []string{self, "kvm-probe"}}
+	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: []string{self, "kvm-probe"}, Kernels: d.kernelsThere(ctx)}
 	d.networks.All(func(_ string, f fabric.Fabric) { o.Bridges = append(o.Bridges, f.Device()) })
 	for _, c := range doctor.Run(ctx, o) {
 		out = append(out, api.Check{

@@ -26,7 +26,7 @@ const (
 // Check is one finding.
 type Check struct {
 	Name   string
-	Group  string // "kernel", "cgroups", "limits", "firewall", "host", "kvm", "tools"
+	Group  string // "kernel", "cgroups", "limits", "firewall", "host", "kvm", "tools", "guests"
 	State  State
 	Found  string // what was seen
 	Cause  string // what follows from it; empty when State is OK
@@ -42,6 +42,9 @@ type Options struct {
 	// KVMProbe is a command that calls ProbeKVM in a process of its own, since
 	// a broken KVM hangs its caller. Empty: /dev/kvm is opened but not tried.
 	KVMProbe []string
+	// Kernels is what guests with a kernel of their own boot, a line for each
+	// model.
+	Kernels []Kernels
 	// Bridges are the host's interfaces of Lodge's networks; the firewall
 	// must let them through. Empty: everything that starts with "lg".
 	Bridges []string
@@ -71,7 +74,7 @@ type check struct {
 // about as long as the KVM probe (up to a second), the rest some tens of
 // milliseconds. It changes limits only when o.Fix is set.
 func Run(ctx context.Context, o Options) []Check {
-	checks := all()
+	checks := append(all(), bootChecks(o)...)
 	found := make([][]Check, len(checks)+1)
 	var wg sync.WaitGroup
 	for i, c := range checks {
