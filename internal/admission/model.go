@@ -43,6 +43,9 @@ func (d *Door) ChangeModel(ctx context.Context, by, name string, w ModelWish) (O
 			r.Spec.Hardware = guest.Hardware{} // it was chosen for another kind of machine
 		}
 		r.Spec.Model, r.Spec.Engine = w.Model, w.Engine
+		if err := d.checkKernel(r.Spec); err != nil {
+			return nil, err
+		}
 		r.Spec.Models++
 		r = d.Tables.Guests.UpdateIn(tx, r)
 		s := guestSubject(r)

@@ -124,32 +124,43 @@ func summary(g api.GuestCreate) string {
 	return g.Name + " " + state
 }
 
-// launch makes the guests, building first what is missing and may be built: the
-// image, and the kernel of guests that have their own.
+// launch makes the guests, building first what is missing.
 func launch(ctx context.Context, f *cli.Factory, w *cli.Waiting, ask api.GuestCreate, build bool) (api.Operation, error) {
 	create := func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {
 		return c.CreateGuest(ctx, ask, wait)
 	}
-	op, err := f.Do(ctx, w, create)
+	if !build {
+		return f.Do(ctx, w, create)
+	}
+	return building(ctx, f, w, ask.Image, create)
+}
+
+// verb is a request that is answered with a receipt.
+type verb = func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error)
+
+// building does what do asks for, and builds first what is missing for it and
+// can be built: the image, and the kernel of guests that have their own.
+func building(ctx context.Context, f *cli.Factory, w *cli.Waiting, image string, do verb) (api.Operation, error) {
+	op, err := f.Do(ctx, w, do)
 	for range 2 {
-		if err == nil || !build {
-			return op, err
+		if err == nil {
+			return op, nil
 		}
-		making := missing(ctx, f, ask.Image, err)
+		making := missing(ctx, f, image, err)
 		if making == nil {
 			return op, err
 		}
 		if _, err := f.Do(ctx, &cli.Waiting{}, making); err != nil {
 			return op, err
 		}
-		op, err = f.Do(ctx, w, create)
+		op, err = f.Do(ctx, w, do)
 	}
 	return op, err
 }
 
 // missing says what makes the thing whose lack is the reason of err, and nil if
 // it is another.
-func missing(ctx context.Context, f *cli.Factory, image string, err error) func(context.Context, *client.Client, time.Duration) (api.Operation, error) {
+func missing(ctx context.Context, f *cli.Factory, image string, err error) verb {
 	if kernel := kernelMissing(err); kernel != "" {
 		f.Streams.Notef("the kernel %s is missing and is built first", kernel)
 		return func(ctx context.Context, c *client.Client, wait time.Duration) (api.Operation, error) {

@@ -34,7 +34,7 @@ func newModel(f *cli.Factory) *cobra.Command {
 			if dry {
 				return foresee(cmd.Context(), f, &output, args[0], ask)
 			}
-			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
+			_, err := building(cmd.Context(), f, &wait, "", func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
 				return c.ChangeModel(ctx, args[0], ask, w)
 			})
 			return err
