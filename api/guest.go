@@ -35,7 +35,18 @@ type Guest struct {
 	Labels      map[string]string `json:"labels,omitempty"`
 	Publish     []string          `json:"publish" doc:"port forwards" example:"8080:80/tcp"`
 	Host        string            `json:"host"`
-	Engine      string            `json:"engine,omitempty"`
+	Engine      string            `json:"engine,omitempty" doc:"that runs it, or ran it last" example:"qemu"`
+	Asked       string            `json:"engine_wanted,omitempty" doc:"empty: the preferred one for its model"`
+	Machine     string            `json:"machine,omitempty" doc:"empty: the engine's choice" example:"q35"`
+	Firmware    string            `json:"firmware,omitempty" example:"uefi"`
+	TPM         bool              `json:"tpm,omitempty"`
+	Kernel      string            `json:"kernel,omitempty" doc:"empty: the best for its image"`
+	CPUModel    string            `json:"cpu_model,omitempty"`
+	Disks       []Disk            `json:"disks,omitempty" doc:"beside its own"`
+	Booted      string            `json:"booted_kernel,omitempty" doc:"that the present or last run booted; empty: the host's own"`
+	Ready       bool              `json:"ready,omitempty" doc:"it runs, and its init says that it is up"`
+	Pending     []string          `json:"pending,omitempty" doc:"what it gets with its next start only"`
+	Last        string            `json:"last,omitempty" doc:"what it said last before it ended badly; only when one guest is asked for"`
 	Pid         int               `json:"pid,omitempty"`
 	Created     time.Time         `json:"created"`
 	Started     *time.Time        `json:"started,omitempty"`
@@ -51,6 +62,14 @@ type NIC struct {
 	MAC     string `json:"mac"`
 	IPv4    string `json:"ipv4,omitempty"`
 	IPv6    string `json:"ipv6,omitempty"`
+}
+
+// Disk is a disk or disc that a guest has beside its own.
+type Disk struct {
+	Name      string `json:"name" doc:"unique in the guest; its serial number there" example:"data"`
+	SizeBytes uint64 `json:"size_bytes,omitempty" doc:"of a disk on the guest's pool"`
+	ISO       string `json:"iso,omitempty" doc:"file of the host that is a disc" example:"/srv/iso/debian.iso"`
+	Boot      int    `json:"boot,omitempty" doc:"place in which firmware tries it, from 1; 0: not at all"`
 }
 
 // IO is the limits of a guest's disk traffic; 0 is none.
@@ -91,6 +110,13 @@ type GuestSpec struct {
 	Name        string            `json:"name" example:"web1"`
 	Image       string            `json:"image" example:"debian/12"`
 	Model       string            `json:"model,omitempty" enum:"vm,paravirt,os" default:"os"`
+	Engine      string            `json:"engine,omitempty" doc:"default: the preferred one for the model" example:"qemu"`
+	Machine     string            `json:"machine,omitempty" doc:"default: the engine's choice" example:"q35"`
+	Firmware    string            `json:"firmware,omitempty" doc:"of guests that boot a disk" example:"uefi"`
+	TPM         bool              `json:"tpm,omitempty"`
+	Kernel      string            `json:"kernel,omitempty" doc:"default: the best for the image" example:"linux/debian-12"`
+	CPUModel    string            `json:"cpu_model,omitempty" doc:"default: the engine's choice"`
+	Disks       []Disk            `json:"disks,omitempty" doc:"beside its own"`
 	CPUs        *float64          `json:"cpus,omitempty" doc:"default 1; 0 is all of the host's"`
 	CPUWeight   *int              `json:"cpu_weight,omitempty" doc:"1 to 10000; default 100"`
 	MemoryBytes *uint64           `json:"memory_bytes,omitempty" doc:"default 512MiB, 0 is refused"`
@@ -122,6 +148,13 @@ type GuestCreate struct {
 // swap, processes, IO and disk take effect on a running guest at once; the rest
 // with its next start.
 type GuestPatch struct {
+	Engine      *string            `json:"engine,omitempty"`
+	Machine     *string            `json:"machine,omitempty"`
+	Firmware    *string            `json:"firmware,omitempty"`
+	TPM         *bool              `json:"tpm,omitempty"`
+	Kernel      *string            `json:"kernel,omitempty"`
+	CPUModel    *string            `json:"cpu_model,omitempty"`
+	Disks       *[]Disk            `json:"disks,omitempty" doc:"replaces all; one that holds data cannot be left out"`
 	CPUs        *float64           `json:"cpus,omitempty"`
 	CPUWeight   *int               `json:"cpu_weight,omitempty"`
 	MemoryBytes *uint64            `json:"memory_bytes,omitempty"`
@@ -137,6 +170,32 @@ type GuestPatch struct {
 	StopTimeout *int               `json:"stop_timeout,omitempty"`
 	Labels      *map[string]string `json:"labels,omitempty"`
 	Publish     *[]string          `json:"publish,omitempty"`
+}
+
+// NICAttach asks for one more network card.
+type NICAttach struct {
+	Network string `json:"network" example:"lab"`
+}
+
+// DisplayTicket lets whoever shows it see a guest's screen once, soon.
+type DisplayTicket struct {
+	Ticket  string    `json:"ticket"`
+	Expires time.Time `json:"expires"`
+}
+
+// Keys is keys that are pressed together, one chord after the other.
+type Keys struct {
+	Chords [][]string `json:"chords" doc:"keys by name; those of one chord are held together" example:"[[\"ctrl\",\"alt\",\"delete\"]]"`
+}
+
+// Explanation says where a guest is, where it should be, and what is done about
+// it.
+type Explanation struct {
+	Name  string   `json:"name"`
+	Lines []string `json:"lines" doc:"words for a person"`
+	Phase string   `json:"phase"`
+	Goal  string   `json:"goal"`
+	Step  string   `json:"step,omitempty" doc:"the next; empty: it rests" example:"start"`
 }
 
 // GuestStop says how a guest is taken down.

@@ -70,6 +70,27 @@ type Engine struct {
 	Missing string          `json:"missing,omitempty" doc:"why it cannot run here"`
 	Hint    string          `json:"hint,omitempty"`
 	Can     map[string]bool `json:"can"`
+
+	Form      string        `json:"form,omitempty" enum:"tree,volume,disk" doc:"of its guests' writable layer"`
+	Kernel    string        `json:"kernel,omitempty" doc:"kind of kernel that its guests boot; empty: the host's own" example:"linux"`
+	Machines  []MachineKind `json:"machines,omitempty" doc:"that may be chosen; the first is its own choice"`
+	CPUModels []string      `json:"cpu_models,omitempty" doc:"that may be chosen"`
+	Debugs    []string      `json:"debugs,omitempty" doc:"what can be done with a guest that hangs"`
+	Facts     []Fact        `json:"facts,omitempty" doc:"what else is worth knowing"`
+	Overhead  uint64        `json:"overhead_bytes,omitempty" doc:"memory for each guest's monitor, beside the guest's"`
+}
+
+// MachineKind is a kind of machine that guests may have.
+type MachineKind struct {
+	Name     string   `json:"name" example:"q35"`
+	Firmware []string `json:"firmware,omitempty" doc:"that it boots disks with"`
+	TPM      bool     `json:"tpm,omitempty" doc:"it may have one here"`
+}
+
+// Fact is one thing worth knowing.
+type Fact struct {
+	Name  string `json:"name" example:"acceleration"`
+	Value string `json:"value"`
 }
 
 // Check is one line of what the doctor found.

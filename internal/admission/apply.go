@@ -350,7 +350,7 @@ func (d *Door) planOldGuest(by string, w GuestItem, r tables.GuestRecord, s step
 	patched := len(s.Fields) > 0
 	spec := r.Spec
 	w.Patch.apply(&spec)
-	if err := checkSpec(spec, d.Host); err != nil {
+	if err := d.checkChanged(w.Name, w.Patch, r.Spec.Disks, spec); err != nil {
 		return s, err
 	}
 	power := w.Power != "" && w.Power != r.Spec.Power

@@ -22,8 +22,9 @@ import (
 
 // Host is what the machine has to give.
 type Host struct {
-	CPUs   int
-	Memory uint64 // bytes
+	CPUs         int
+	Memory       uint64 // bytes
+	Architecture string // as images name it: "amd64"; empty: any will do
 }
 
 // Engine is what the guests of one engine can be made of, and what can be done
@@ -70,6 +71,8 @@ type Options struct {
 	CheckSource func(image.Spec) error
 	// CheckKernel says whether the kernel called so can be built here.
 	CheckKernel func(name string) error
+	// CheckDisc says whether guests can be given a file of the host as a disc.
+	CheckDisc func(path string) error
 	// PortFree returns nil if nothing of the host listens there.
 	PortFree func(protocol string, listen netip.Addr, port uint16) error
 	// HostPrefixes is what the host itself can reach directly, which a new

@@ -88,7 +88,7 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 	if err := d.checkGuest(w, p); err != nil {
 		return nil, err
 	}
-	if err := checkImage(im, p.spec); err != nil {
+	if err := d.checkImage(im, p.spec); err != nil {
 		return nil, err
 	}
 	if err := d.checkKernel(p.spec); err != nil {
@@ -106,10 +106,14 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 // are.
 func (d *Door) checkGuest(w GuestWish, p *guestPlan) error {
 	w.Patch.apply(&p.spec)
-	if _, err := d.engine(p.spec); err != nil {
+	e, err := d.engine(p.spec)
+	if err != nil {
 		return err
 	}
 	if err := checkSpec(p.spec, d.Host); err != nil {
+		return err
+	}
+	if err := d.checkMachine(p.spec, e, d.imageInfo(p.spec)); err != nil {
 		return err
 	}
 	set(&p.labels, w.Labels)
@@ -128,7 +132,6 @@ func (d *Door) checkGuest(w GuestWish, p *guestPlan) error {
 	if len(p.networks) == 0 && len(*w.Publish) > 0 {
 		return errs.Bad("publish", "a guest without a network has no ports", "leave out the network none")
 	}
-	var err error
 	p.forwards, err = d.checkPublish("publish", "", *w.Publish)
 	return err
 }
@@ -179,8 +182,12 @@ func (d *Door) image(name string) (tables.ImageRecord, error) {
 }
 
 // checkImage says whether an image has what a guest made from it asks of it.
-func checkImage(im tables.ImageRecord, s guest.Spec) error {
-	if im.Status.Info.Disk != "" {
+func (d *Door) checkImage(im tables.ImageRecord, s guest.Spec) error {
+	info := im.Status.Info
+	if arch := info.Architecture; arch != "" && d.Host.Architecture != "" && arch != d.Host.Architecture && (arch != "i386" || d.Host.Architecture != "amd64") {
+		return errs.Bad("image", fmt.Sprintf("%s is for %s, and this host is %s", im.Name, arch, d.Host.Architecture), "use an image for "+d.Host.Architecture)
+	}
+	if info.Disk != "" {
 		return checkDiskImage(im, s)
 	}
 	switch {
@@ -219,7 +226,7 @@ func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subj
 		}
 		p.release = append(p.release, free)
 		spec.NICs = append(spec.NICs, guest.NIC{
-			Name: fmt.Sprintf("eth%d", i), Network: n.Name, MAC: macOf(id, i), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
+			Name: guest.NICName(i), Network: n.Name, MAC: macOf(id, i), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
 		})
 		for _, lease := range place.names(n.Name) {
 			d.Tables.Leases.CreateIn(tx, lease, network.LeaseSpec{Guest: id})
@@ -368,8 +375,9 @@ func (d *Door) SetGuest(ctx context.Context, by, name string, p Patch, generatio
 		if generation != 0 && generation != r.Generation {
 			return &errs.Error{Kind: errs.Conflict, Ref: "guest/" + name, Msg: "was changed by somebody else meanwhile", Hint: "look at it again: lodge show " + name}
 		}
+		was := r.Spec.Disks
 		p.apply(&r.Spec)
-		if err := checkSpec(r.Spec, d.Host); err != nil {
+		if err := d.checkChanged(name, p, was, r.Spec); err != nil {
 			return err
 		}
 		if p.Labels != nil {
@@ -383,6 +391,28 @@ func (d *Door) SetGuest(ctx context.Context, by, name string, p Patch, generatio
 		}
 		return d.replaceForwards(tx, r, *p.Publish)
 	})
+}
+
+// checkChanged judges a spec after p was applied to it; was is the disks that it
+// had before.
+func (d *Door) checkChanged(name string, p Patch, was []guest.FurtherDisk, s guest.Spec) error {
+	if err := checkSpec(s, d.Host); err != nil {
+		return err
+	}
+	if !p.machine() {
+		return nil // a guest whose engine is gone can still be changed otherwise
+	}
+	if err := checkKept(name, was, s.Disks); err != nil {
+		return err
+	}
+	e, err := d.engine(s)
+	if err != nil {
+		return err
+	}
+	if err := d.checkMachine(s, e, d.imageInfo(s)); err != nil || p.Kernel == nil {
+		return err
+	}
+	return d.checkKernel(s)
 }
 
 // RemoveGuest asks that a guest and everything of it be no more. One that runs

@@ -11,21 +11,28 @@ import (
 // Patch is what can be changed of a guest that exists. What is nil stays as it
 // is. The JSON names are those that errors and diffs tell a person.
 type Patch struct {
-	CPUs        *float64           `json:"cpus,omitempty"`
-	CPUWeight   *int               `json:"cpu_weight,omitempty"`
-	Memory      *uint64            `json:"memory_bytes,omitempty"`
-	Swap        *uint64            `json:"swap_bytes,omitempty"`
-	Processes   *int64             `json:"processes,omitempty"`
-	IO          *guest.IO          `json:"io,omitempty"`
-	Disk        *uint64            `json:"disk_bytes,omitempty"`
-	Command     *[]string          `json:"command,omitempty"`
-	Env         *map[string]string `json:"env,omitempty"`
-	UserData    *string            `json:"user_data,omitempty"`
-	Restart     *guest.Restart     `json:"restart,omitempty"`
-	Autostart   *guest.Autostart   `json:"autostart,omitempty"`
-	StopTimeout *int               `json:"stop_timeout,omitempty"`
-	Labels      *map[string]string `json:"labels,omitempty"`
-	Publish     *[]string          `json:"publish,omitempty"` // replaces all port forwards of the guest
+	CPUs        *float64             `json:"cpus,omitempty"`
+	CPUWeight   *int                 `json:"cpu_weight,omitempty"`
+	Memory      *uint64              `json:"memory_bytes,omitempty"`
+	Swap        *uint64              `json:"swap_bytes,omitempty"`
+	Processes   *int64               `json:"processes,omitempty"`
+	IO          *guest.IO            `json:"io,omitempty"`
+	Disk        *uint64              `json:"disk_bytes,omitempty"`
+	Command     *[]string            `json:"command,omitempty"`
+	Env         *map[string]string   `json:"env,omitempty"`
+	UserData    *string              `json:"user_data,omitempty"`
+	Engine      *string              `json:"engine,omitempty"` // "": the preferred one
+	Machine     *string              `json:"machine,omitempty"`
+	Firmware    *string              `json:"firmware,omitempty"`
+	TPM         *bool                `json:"tpm,omitempty"`
+	Kernel      *string              `json:"kernel,omitempty"`
+	CPUModel    *string              `json:"cpu_model,omitempty"`
+	Disks       *[]guest.FurtherDisk `json:"disks,omitempty"` // replaces all, but never takes one away that holds data
+	Restart     *guest.Restart       `json:"restart,omitempty"`
+	Autostart   *guest.Autostart     `json:"autostart,omitempty"`
+	StopTimeout *int                 `json:"stop_timeout,omitempty"`
+	Labels      *map[string]string   `json:"labels,omitempty"`
+	Publish     *[]string            `json:"publish,omitempty"` // replaces all port forwards of the guest
 }
 
 // GuestWish asks for a guest. The zero value of a field is its default.
@@ -87,6 +94,12 @@ func (p Patch) apply(s *guest.Spec) {
 	set(&s.IO, p.IO)
 	set(&s.Disk, p.Disk)
 	set(&s.UserData, p.UserData)
+	set(&s.Engine, p.Engine)
+	set(&s.Hardware.Machine, p.Machine)
+	set(&s.Hardware.Firmware, p.Firmware)
+	set(&s.Hardware.TPM, p.TPM)
+	set(&s.Hardware.Kernel, p.Kernel)
+	set(&s.Hardware.CPUModel, p.CPUModel)
 	set(&s.Restart, p.Restart)
 	set(&s.Autostart, p.Autostart)
 	set(&s.StopTimeout, p.StopTimeout)
@@ -96,12 +109,22 @@ func (p Patch) apply(s *guest.Spec) {
 	if p.Env != nil {
 		s.Env = maps.Clone(*p.Env)
 	}
+	if p.Disks != nil {
+		s.Disks = slices.Clone(*p.Disks)
+	}
+}
+
+// machine reports whether p changes what a guest's machine is made of.
+func (p Patch) machine() bool {
+	return p.Engine != nil || p.Machine != nil || p.Firmware != nil || p.TPM != nil || p.Kernel != nil || p.CPUModel != nil || p.Disks != nil
 }
 
 // patchOf is the patch that would make a guest what it is.
 func patchOf(s guest.Spec, labels map[string]string, publish []string) Patch {
 	return Patch{
 		CPUs: &s.CPUs, CPUWeight: &s.CPUWeight, Memory: &s.Memory, Swap: &s.Swap, Processes: &s.Processes, IO: &s.IO, Disk: &s.Disk,
+		Engine: &s.Engine, Machine: &s.Hardware.Machine, Firmware: &s.Hardware.Firmware, TPM: &s.Hardware.TPM,
+		Kernel: &s.Hardware.Kernel, CPUModel: &s.Hardware.CPUModel, Disks: &s.Disks,
 		Command: &s.Command, Env: &s.Env, UserData: &s.UserData, Restart: &s.Restart, Autostart: &s.Autostart,
 		StopTimeout: &s.StopTimeout, Labels: &labels, Publish: &publish,
 	}

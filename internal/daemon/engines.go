@@ -9,10 +9,17 @@ import (
 
 // engineAPI describes an engine to a person.
 func engineAPI(i engine.Info) api.Engine {
-	return api.Engine{
+	e := api.Engine{
 		Name: i.Name, Model: string(i.Model), Version: i.Version, Usable: i.Missing == "", Missing: i.Missing, Hint: i.Hint,
-		Can: abilities(i.Can),
+		Can: abilities(i.Can), Form: string(i.Form), Kernel: i.Kernel, CPUModels: i.CPUModels, Debugs: i.Debugs, Overhead: i.Overhead,
 	}
+	for _, m := range i.Machines {
+		e.Machines = append(e.Machines, api.MachineKind(m))
+	}
+	for _, f := range i.Facts {
+		e.Facts = append(e.Facts, api.Fact(f))
+	}
+	return e
 }
 
 // abilities is the engine's abilities by the names they have in JSON, so that

@@ -11,6 +11,7 @@ import (
 	"net"
 	"os"
 	"os/user"
+	"runtime"
 	"strconv"
 	"strings"
 
@@ -39,9 +40,10 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 		return nil, err
 	}
 	door := admission.New(admission.Options{
-		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory},
+		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory, Architecture: runtime.GOARCH},
 		Engine: d.drivers.engineFacts, PoolDrivers: d.drivers.poolDrivers, NetworkDrivers: d.drivers.networkDrivers,
-		CheckSource: d.checkSource, CheckKernel: d.checkKernel, PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
+		CheckSource: d.checkSource, CheckKernel: d.checkKernel, CheckDisc: checkDisc,
+		PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
 	})
 	return server.New(ctx, server.Options{
 		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Images: content{d}, Space: d.space, Foresee: d.foresee,
@@ -71,6 +73,22 @@ func (d *daemon) checkSource(s image.Spec) error {
 		return errs.Bad("source", "there is no source "+s.Source, "lodge image build --help lists what can be built")
 	}
 	return source.Check(s)
+}
+
+// checkDisc says whether guests can be given a file of the host as a disc.
+func checkDisc(path string) error {
+	info, err := os.Stat(path)
+	switch {
+	case errors.Is(err, os.ErrNotExist):
+		return &errs.Error{Kind: errs.NotFound, Msg: path + " is not on this host"}
+	case err == nil && (!info.Mode().IsRegular() || info.Size() == 0):
+		return &errs.Error{Kind: errs.Invalid, Msg: path + " is no file with something in it"}
+	}
+	f, err := os.Open(path)
+	if err != nil {
+		return &errs.Error{Kind: errs.Invalid, Msg: path + " cannot be read", Err: err}
+	}
+	return f.Close()
 }
 
 func (d *daemon) space(ctx context.Context, pool string) (server.Space, error) {

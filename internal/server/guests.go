@@ -77,7 +77,9 @@ func (s *Server) getGuest(_ context.Context, in *GuestName) (*guestOutput, error
 	if err != nil {
 		return nil, err
 	}
-	return &guestOutput{ETag: strconv.Quote(strconv.FormatInt(r.Generation, 10)), Body: s.guestAPI(r, s.Door.PublishOf(r.ID))}, nil
+	g := s.guestAPI(r, s.Door.PublishOf(r.ID))
+	g.Last = r.Status.Last
+	return &guestOutput{ETag: strconv.Quote(strconv.FormatInt(r.Generation, 10)), Body: g}, nil
 }
 
 type setGuestInput struct {
@@ -141,6 +143,12 @@ func (s *Server) guestAPI(r tables.GuestRecord, publish []string) api.Guest {
 		Autostart: api.Autostart(r.Spec.Autostart), Ephemeral: r.Spec.Ephemeral, StopTimeout: r.Spec.StopTimeout, Labels: r.Labels,
 		Publish: orEmpty(publish), Engine: r.Status.Engine, Pid: r.Status.Pid, Created: r.Created, Started: r.Status.Started,
 		Restarts: r.Status.Restarts, Generation: r.Generation,
+		Asked: r.Spec.Engine, Machine: r.Spec.Hardware.Machine, Firmware: r.Spec.Hardware.Firmware, TPM: r.Spec.Hardware.TPM,
+		Kernel: r.Spec.Hardware.Kernel, CPUModel: r.Spec.Hardware.CPUModel, Disks: disksAPI(r.Spec.Disks),
+		Booted: r.Status.Kernel, Ready: r.Status.Ready,
+	}
+	if r.Status.Phase == guest.Running || r.Status.Phase == guest.Paused {
+		g.Pending = r.Spec.Pending(r.Status.Devices)
 	}
 	if g.Phase == "" {
 		g.Phase = string(guest.Unplaced)
@@ -166,6 +174,37 @@ func (s *Server) guestAPI(r tables.GuestRecord, publish []string) api.Guest {
 	return g
 }
 
+func disksAPI(all []guest.FurtherDisk) (out []api.Disk) {
+	for _, d := range all {
+		out = append(out, api.Disk{Name: d.Name, SizeBytes: d.Size, ISO: d.Disc, Boot: d.Boot})
+	}
+	return out
+}
+
+func diskOf(d api.Disk) guest.FurtherDisk {
+	return guest.FurtherDisk{Name: d.Name, Size: d.SizeBytes, Disc: d.ISO, Boot: d.Boot}
+}
+
+// disksOf keeps apart no list and an empty one.
+func disksOf(all *[]api.Disk) *[]guest.FurtherDisk {
+	if all == nil {
+		return nil
+	}
+	out := make([]guest.FurtherDisk, 0, len(*all))
+	for _, d := range *all {
+		out = append(out, diskOf(d))
+	}
+	return &out
+}
+
+// filled is what was given, or nil for nothing.
+func filled[T comparable](v T) *T {
+	if v == *new(T) {
+		return nil
+	}
+	return &v
+}
+
 // wishOf reads a creation request.
 func wishOf(b api.GuestCreate) admission.GuestWish {
 	w := specWish(b.GuestSpec)
@@ -179,7 +218,12 @@ func specWish(b api.GuestSpec) admission.GuestWish {
 		Patch: admission.Patch{
 			CPUs: b.CPUs, CPUWeight: b.CPUWeight, Memory: b.MemoryBytes, Swap: b.SwapBytes, Processes: b.Processes,
 			IO: (*guest.IO)(b.IO), Disk: b.DiskBytes, Autostart: (*guest.Autostart)(b.Autostart), StopTimeout: b.StopTimeout,
+			Engine: filled(b.Engine), Machine: filled(b.Machine), Firmware: filled(b.Firmware), TPM: filled(b.TPM),
+			Kernel: filled(b.Kernel), CPUModel: filled(b.CPUModel),
 		},
+	}
+	if b.Disks != nil {
+		w.Disks = disksOf(&b.Disks)
 	}
 	if b.Restart != "" {
 		restart := guest.Restart(b.Restart)
@@ -209,5 +253,7 @@ func patchOf(b api.GuestPatch) admission.Patch {
 		IO: (*guest.IO)(b.IO), Disk: b.DiskBytes, Command: b.Command, Env: b.Env, UserData: b.UserData,
 		Restart: (*guest.Restart)(b.Restart), Autostart: (*guest.Autostart)(b.Autostart), StopTimeout: b.StopTimeout,
 		Labels: b.Labels, Publish: b.Publish,
+		Engine: b.Engine, Machine: b.Machine, Firmware: b.Firmware, TPM: b.TPM, Kernel: b.Kernel, CPUModel: b.CPUModel,
+		Disks: disksOf(b.Disks),
 	}
 }

@@ -31,11 +31,17 @@ What is left out gets its default: model os, 1 processor, 512MiB of memory, a
 10GiB disk, the network and the pool called default. An image that is missing but
 can be built (debian/…, busybox) is built first, and so is the kernel of guests
 of model vm and paravirt. A command after -- runs as the guest's first process
-instead of the image's init.`
+instead of the image's init.
+
+The model is os (the host's kernel), paravirt (a kernel of its own, as a program of
+the host) or vm (a whole machine). --disk SIZE is the guest's own disk, --disk
+NAME=SIZE one more for guests of the other two models.`
 	cmd.Example = `  lodge launch debian/12 web1
   lodge launch debian/12 web1 --cpus 2 --memory 1GiB --publish 8080:80
   lodge launch busybox job --ephemeral -- /bin/sh -c 'echo hello'
-  lodge launch busybox g --count 100`
+  lodge launch busybox g --count 100
+  lodge launch debian/12 vm1 --model vm --memory 1GiB --disk data=20GiB
+  lodge launch busybox u1 --model paravirt`
 	o.ask.Start = true
 	return cmd
 }

@@ -4,12 +4,14 @@ import (
 	"context"
 	"fmt"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"lodge/api"
 	"lodge/api/client"
+	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
 
@@ -27,11 +29,14 @@ func newSet(f *cli.Factory) *cobra.Command {
 		Long: `Change what is given and leave the rest. Processors, weight, memory, swap, disk,
 processes and IO change at once in a running guest; the rest with its next start.
 --env, --label and --publish replace all of theirs; given once and empty
-(--publish "") they take all away.`,
+(--publish "") they take all away. --disk NAME=SIZE makes a further disk larger; use
+lodge attach and lodge detach for new ones and to take them away.`,
 		Example: `  lodge set web1 --memory 1GiB --cpus 2
   lodge set web1 --publish 8080:80 --publish 8443:443
   lodge set db1 --io-write 20MiB --io-write-ops 500
-  lodge set db1 --autostart --autostart-order 1`,
+  lodge set db1 --autostart --autostart-order 1
+  lodge set win1 --machine q35 --firmware uefi --tpm
+  lodge set db1 --disk data=40GiB`,
 		ValidArgsFunction: completeGuests(f),
 		Args:              cli.Args(cobra.MinimumNArgs(1)),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -42,11 +47,16 @@ processes and IO change at once in a running guest; the rest with its next start
 				return err
 			}
 			return o.Each(cmd.Context(), &o.wait, args, func(ctx context.Context, c *client.Client, name string, wait time.Duration) (api.Operation, error) {
-				return c.PatchGuest(ctx, name, o.patch, wait)
+				p, err := o.patchOf(ctx, c, name)
+				if err != nil {
+					return api.Operation{}, err
+				}
+				return c.PatchGuest(ctx, name, p, wait)
 			})
 		},
 	}
 	o.limits(cmd)
+	o.machine.flags(cmd, f)
 	o.autostartFlags(cmd)
 	fl := cmd.Flags()
 	fl.StringSliceVarP(&o.publish, "publish", "p", nil, "port forwards [ADDRESS:]HOSTPORT:GUESTPORT[/udp]")
@@ -64,10 +74,13 @@ processes and IO change at once in a running guest; the rest with its next start
 func (o *setOptions) read(cmd *cobra.Command) error {
 	o.patch = api.GuestPatch{
 		CPUs: given(cmd, "cpus", o.cpus), CPUWeight: given(cmd, "cpu-weight", o.weight),
-		MemoryBytes: o.memory.Value, SwapBytes: o.swap.Value, DiskBytes: o.disk.Value,
+		MemoryBytes: o.memory.Value, SwapBytes: o.swap.Value, DiskBytes: o.disk.own.Value,
 		Processes: given(cmd, "processes", o.processes), StopTimeout: o.timeout.Value,
 		Restart: given(cmd, "restart", o.restart.Value), Autostart: o.autostartSpec(cmd),
 		Publish: given(cmd, "publish", filled(o.publish)), IO: o.io.limits(cmd),
+		Engine: given(cmd, "engine", o.machine.engine), Machine: given(cmd, "machine", o.machine.machine),
+		Firmware: given(cmd, "firmware", o.machine.firmware), TPM: given(cmd, "tpm", o.machine.tpm),
+		Kernel: given(cmd, "kernel", o.machine.kernel), CPUModel: given(cmd, "cpu-model", o.machine.cpuModel),
 	}
 	env, err := pairs(cmd, "env", filled(o.env), os.LookupEnv)
 	if err != nil {
@@ -88,6 +101,29 @@ func (o *setOptions) read(cmd *cobra.Command) error {
 		o.patch.UserData = given(cmd, "cloud-init", "")
 	}
 	return nil
+}
+
+// patchOf is the patch for one guest: the disks that become larger are among
+// others of its own.
+func (o *setOptions) patchOf(ctx context.Context, c *client.Client, name string) (api.GuestPatch, error) {
+	p := o.patch
+	if len(o.disk.further) == 0 {
+		return p, nil
+	}
+	g, err := c.Guest(ctx, name)
+	if err != nil {
+		return p, err
+	}
+	all := slices.Clone(g.Disks)
+	for _, d := range o.disk.further {
+		i := slices.IndexFunc(all, func(h api.Disk) bool { return h.Name == d.Name })
+		if i < 0 {
+			return p, &api.Error{Kind: api.KindNotFound, Ref: "guest/" + name, Detail: "has no disk " + d.Name, Hint: fmt.Sprintf("lodge attach disk %s %s=%s", name, d.Name, units.Bytes(d.SizeBytes))}
+		}
+		all[i].SizeBytes = d.SizeBytes
+	}
+	p.Disks = &all
+	return p, nil
 }
 
 // filled leaves out empty values, so that one alone empties a list.

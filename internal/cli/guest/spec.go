@@ -19,7 +19,9 @@ type specFlags struct {
 	weight    int
 	memory    cli.SizeFlag
 	swap      cli.SizeFlag
-	disk      cli.SizeFlag
+	disk      diskFlag
+	isos      []string
+	machine   machineFlags
 	processes int64
 	io        ioFlags
 	pool      string
@@ -43,6 +45,8 @@ func (s *specFlags) flags(cmd *cobra.Command, f *cli.Factory) {
 	s.limits(cmd)
 	s.model.Words = []string{"os", "vm", "paravirt"}
 	s.model.Var(cmd, "model", "", "kind of virtual server (default os)")
+	s.machine.flags(cmd, f)
+	fl.StringArrayVar(&s.isos, "iso", nil, "disc to put in: [NAME=]FILE of the host")
 	fl.StringVar(&s.pool, "pool", "", "pool of the writable layer (default: the host's default pool)")
 	fl.StringSliceVar(&s.networks, "network", nil, "network to be on; may be given again; none: no network (default: default)")
 	fl.StringSliceVarP(&s.publish, "publish", "p", nil, "lead a port of the host here: [ADDRESS:]HOSTPORT:GUESTPORT[/udp]")
@@ -67,7 +71,7 @@ func (s *specFlags) limits(cmd *cobra.Command) {
 	fl.IntVar(&s.weight, "cpu-weight", 100, "share of the processors when they are short, 1 to 10000")
 	fl.Var(&s.memory, "memory", "memory, such as 512MiB (default 512MiB)")
 	fl.Var(&s.swap, "swap", "swap space")
-	fl.Var(&s.disk, "disk", "quota of the writable layer; 0 is none (default 10GiB)")
+	fl.Var(&s.disk, "disk", "size of its own disk; 0 is no limit (default 10GiB). With NAME=, of a further one")
 	fl.Int64Var(&s.processes, "processes", 4096, "processes and threads at most")
 	s.io.flags(cmd)
 }
@@ -82,14 +86,20 @@ func (s *specFlags) autostartFlags(cmd *cobra.Command) {
 // spec reads the flags; what was not given stays lodged's to decide.
 func (s *specFlags) spec(cmd *cobra.Command) (api.GuestSpec, error) {
 	g := api.GuestSpec{
-		Model: s.model.Value, MemoryBytes: s.memory.Value, SwapBytes: s.swap.Value, DiskBytes: s.disk.Value,
+		Model: s.model.Value, MemoryBytes: s.memory.Value, SwapBytes: s.swap.Value, DiskBytes: s.disk.own.Value,
+		Engine: s.machine.engine, Machine: s.machine.machine, Firmware: s.machine.firmware, TPM: s.machine.tpm,
+		Kernel: s.machine.kernel, CPUModel: s.machine.cpuModel, Disks: s.disk.further,
 		Pool: s.pool, Networks: s.networks, Publish: s.publish, Restart: s.restart.Value,
 		Ephemeral: s.ephemeral, StopTimeout: s.timeout.Value,
 		CPUs: given(cmd, "cpus", s.cpus), CPUWeight: given(cmd, "cpu-weight", s.weight),
 		Processes: given(cmd, "processes", s.processes), Autostart: s.autostartSpec(cmd),
 		IO: s.io.limits(cmd),
 	}
-	var err error
+	inserted, err := discs(s.isos)
+	if err != nil {
+		return g, err
+	}
+	g.Disks = append(g.Disks, inserted...)
 	if g.Labels, err = pairs(cmd, "label", s.labels, nil); err != nil {
 		return g, err
 	}

@@ -96,17 +96,17 @@ func (r *Reconciler) sweepDisks(g guest.Guest, held guest.Devices) error {
 // replug makes the devices of a running guest those of its spec, where its
 // engine can; where it cannot they come with the next start.
 func (r *Reconciler) replug(ctx context.Context, g guest.Guest, m engine.Machine) error {
-	have := guest.Devices{Disks: slices.Clone(g.Status.Devices.Disks), NICs: slices.Clone(g.Status.Devices.NICs)}
-	plugs := g.Spec.Plugs(have)
+	plugs := g.Spec.Plugs(g.Status.Devices)
 	p, ok := m.(engine.Plugger)
 	if plugs.Empty() || !ok {
 		return nil
 	}
+	have := guest.Devices{Disks: slices.Clone(g.Status.Devices.Disks), NICs: slices.Clone(g.Status.Devices.NICs)}
 	err := r.plug(ctx, g, p, plugs, &have)
 	if errs.Is(err, errs.Unsupported) {
 		err = nil // not this device, or not in this machine
 	}
-	werr := r.report(ctx, g, func(s *guest.Status) { s.Devices = have })
+	werr := r.report(ctx, g, func(s *guest.Status) { s.Devices = &have })
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{used: true} // its parts are others now
 	r.mu.Unlock()

@@ -43,10 +43,10 @@ type Kernels interface {
 }
 
 // Layers makes the files that the writable layers of guests lie in. What is
-// there already is left as it is.
+// there already is left as it is. No guest may run on them meanwhile.
 type Layers interface {
-	// Volume makes path an ext4 file system of size bytes (0: as much as the
-	// pool gives) with the folders of an overlay in it.
+	// Volume makes path an ext4 file system of at least size bytes (0: as it
+	// chooses) with the folders of an overlay in it.
 	Volume(ctx context.Context, path string, size uint64) error
 	// Overlay makes path a qcow2 disk of size bytes, of which what was never
 	// written is that of the disk base in the given format.

@@ -161,9 +161,11 @@ func (r *Reconciler) detachNIC(ctx context.Context, g guest.Guest, n guest.NIC) 
 // detach takes back what attach lent. The writable layer stays.
 func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
 	nics := slices.Clone(g.Spec.NICs)
-	for _, n := range g.Status.Devices.NICs { // cards that were taken away while it ran
-		if !slices.Contains(nics, n) {
-			nics = append(nics, n)
+	if d := g.Status.Devices; d != nil {
+		for _, n := range d.NICs { // cards that were taken away while it ran
+			if !slices.Contains(nics, n) {
+				nics = append(nics, n)
+			}
 		}
 	}
 	for _, n := range nics {

@@ -7,6 +7,7 @@ import (
 
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
+	"lodge/internal/layer"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
 	"lodge/internal/storage"
@@ -14,9 +15,15 @@ import (
 
 // The files that a guest's writable layer lies in, where it is no tree.
 const (
-	volumeFile = "root.ext4"
+	volumeFile = layer.File
 	diskFile   = "root.qcow2"
 )
+
+// alive reports whether a program of the guest runs, whatever its record says.
+func (r *Reconciler) alive(id string) bool {
+	held, err := r.Keepers.Find(id)
+	return err == nil && held.State().Exit == nil
+}
 
 // imageOf returns what is known of the image that a guest was made from: of the
 // same content, or if that was replaced, of the same name.
@@ -66,6 +73,9 @@ func (r *Reconciler) attachRoot(ctx context.Context, g guest.Guest, pool storage
 	if form == guest.Disk {
 		size = max(size, p.Image.DiskSize)
 		p.Root.Own = &engine.Disk{Name: "root", Path: filepath.Join(p.Root.Writable, diskFile), Format: "qcow2", Boot: 1}
+		if r.alive(g.ID) {
+			return nil
+		}
 		return r.Layers.Overlay(ctx, p.Root.Own.Path, p.Root.Base, p.Image.Disk, size)
 	}
 	p.Root.Volume = filepath.Join(p.Root.Writable, volumeFile)
@@ -86,19 +96,21 @@ func (r *Reconciler) attachTree(ctx context.Context, g guest.Guest, pool storage
 }
 
 // attachMachine makes ready what only guests with a machine of their own have:
-// a kernel, further disks, a processor. One that is up has its kernel already.
+// a kernel, further disks, a processor. One that runs has them already, and does
+// without what is not there any more.
 func (r *Reconciler) attachMachine(ctx context.Context, g guest.Guest, info engine.Info, p *engine.Parts) (err error) {
 	if cpu := g.Status.CPU; cpu != nil && wasUp(g.Status) {
 		p.CPUSet = []int{*cpu}
 	}
-	if info.Kernel != "" && p.Root.Own == nil && !wasUp(g.Status) {
+	alive := r.alive(g.ID)
+	if info.Kernel != "" && p.Root.Own == nil && !alive {
 		if p.Kernel, err = r.Kernels.For(ctx, info.Kernel, p.Image, g.Spec.Hardware.Kernel); err != nil {
 			return err
 		}
 	}
 	for _, d := range g.Spec.Disks {
 		disk, err := r.furtherDisk(g, p.Root.Writable, d)
-		if err != nil {
+		if err != nil && !alive {
 			return err
 		}
 		p.Disks = append(p.Disks, disk)

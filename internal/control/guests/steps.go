@@ -129,7 +129,7 @@ func (r *Reconciler) renew(ctx context.Context, g guest.Guest) error {
 	if a.parts != nil && !a.used && a.generation == g.Generation {
 		return nil
 	}
-	if held, err := r.Keepers.Find(g.ID); err == nil && held.State().Exit == nil {
+	if r.alive(g.ID) {
 		return nil // an earlier daemon started it and could not say so
 	}
 	if err := r.Cgroups.Remove(ctx, g.ID); err != nil {

@@ -14,8 +14,8 @@ type Devices struct {
 }
 
 // Devices returns what a run of s has from its start on.
-func (s Spec) Devices() Devices {
-	return Devices{Disks: slices.Clone(s.Disks), NICs: slices.Clone(s.NICs)}
+func (s Spec) Devices() *Devices {
+	return &Devices{Disks: slices.Clone(s.Disks), NICs: slices.Clone(s.NICs)}
 }
 
 // Plugs is what turns the devices of a run into those of a spec. What goes is
@@ -34,8 +34,11 @@ func (p Plugs) Empty() bool {
 // Plugs returns what has to change for a run with the devices have to match s.
 // A disk that was made larger, or that firmware is to try in another order, is
 // not plugged anew: that shows with the next start.
-func (s Spec) Plugs(have Devices) Plugs {
+func (s Spec) Plugs(have *Devices) Plugs {
 	var p Plugs
+	if have == nil {
+		return p
+	}
 	sameDisk := func(a FurtherDisk) func(FurtherDisk) bool {
 		return func(b FurtherDisk) bool { return a.Name == b.Name && a.Disc == b.Disc }
 	}
@@ -64,8 +67,11 @@ func (s Spec) Plugs(have Devices) Plugs {
 
 // Pending says in words what of s a run with the devices have will get with its
 // next start only.
-func (s Spec) Pending(have Devices) []string {
+func (s Spec) Pending(have *Devices) []string {
 	var all []string
+	if have == nil {
+		return nil
+	}
 	p := s.Plugs(have)
 	for _, n := range p.OutDisks {
 		all = append(all, "disk "+n+" goes")
@@ -85,19 +91,6 @@ func (s Spec) Pending(have Devices) []string {
 		}
 	}
 	return all
-}
-
-// DiskSpace is how many bytes of the pool a guest of s may take: its layer and
-// its further disks; 0 is no bound.
-func (s Spec) DiskSpace() uint64 {
-	if s.Disk == 0 {
-		return 0
-	}
-	sum := s.Disk
-	for _, d := range s.Disks {
-		sum += d.Size
-	}
-	return sum
 }
 
 // NICName is what the nth network card of a guest is called.

@@ -31,12 +31,19 @@ func TestPlugs(t *testing.T) {
 			Plugs{}, []string{"disk a changes", "disk b changes"}},
 	} {
 		s := Spec{Disks: c.want.Disks, NICs: c.want.NICs}
-		if got := s.Plugs(c.have); !reflect.DeepEqual(got, c.plugs) {
+		if got := s.Plugs(&c.have); !reflect.DeepEqual(got, c.plugs) {
 			t.Errorf("%s: plugs %+v, want %+v", c.name, got, c.plugs)
 		}
-		if got := s.Pending(c.have); !slices.Equal(got, c.pending) {
+		if got := s.Pending(&c.have); !slices.Equal(got, c.pending) {
 			t.Errorf("%s: pending %q, want %q", c.name, got, c.pending)
 		}
+	}
+}
+
+func TestUnknownDevicesAreLeftAlone(t *testing.T) {
+	s := Spec{Disks: []FurtherDisk{{Name: "a"}}}
+	if !s.Plugs(nil).Empty() || s.Pending(nil) != nil {
+		t.Error("what a run has is not known, and it is changed")
 	}
 }
 

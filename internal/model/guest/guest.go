@@ -193,7 +193,7 @@ type Status struct {
 	Last       string         `json:"last,omitempty"`    // what a guest that ended badly said last
 	Kernel     string         `json:"kernel,omitempty"`  // that the present or last run booted, if it was not the host's
 	CPU        *int           `json:"cpu,omitempty"`     // processor of the host that the present or last run was pinned to
-	Devices    Devices        `json:"devices,omitzero"`  // that the present or last run has
+	Devices    *Devices       `json:"devices,omitempty"` // that the present or last run has; nil: an older lodged started it
 	Pid        int            `json:"pid,omitempty"`     // of the guest's first process, as the host sees it
 	Started    *time.Time     `json:"started,omitempty"` // of the present or last run
 	Exit       *Exit          `json:"exit,omitempty"`    // of the last run, once it ended by itself
