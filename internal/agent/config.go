@@ -18,6 +18,7 @@ type Config struct {
 	Env      map[string]string `json:"env,omitempty"`
 	UserData string            `json:"user_data,omitempty"` // cloud-init, NoCloud
 	Base     string            `json:"base"`                // device of the image: "/dev/ubda", or "serial:NAME" of a virtio disk
+	Modules  string            `json:"modules,omitempty"`   // device of a layer below the image's, with the kernel's modules, or ""
 	Volume   string            `json:"volume"`              // device of the writable layer, likewise
 	Channel  string            `json:"channel"`             // the host's line: "/dev/ttyS1", or "port:NAME" of a virtio serial port
 	Credit   bool              `json:"credit,omitempty"`    // the line needs flow control of our own

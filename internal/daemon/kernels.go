@@ -57,7 +57,7 @@ func (b bootable) For(ctx context.Context, kind string, im image.Info, wanted st
 	if err != nil {
 		return engine.Kernel{}, b.compiling.OnItsWay(err)
 	}
-	return engine.Kernel{Name: k.Name, Version: k.Version, Path: k.Path, Initrd: k.Initrd, Support: k.Support}, nil
+	return engine.Kernel{Name: k.Name, Version: k.Version, Path: k.Path, Initrd: k.Initrd, Support: k.Support, Modules: k.Modules}, nil
 }
 
 // kernelsThere tells the doctor what guests have to boot.

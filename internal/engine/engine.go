@@ -56,6 +56,7 @@ type Kernel struct {
 	Path    string   // file of the host
 	Initrd  string   // file of the host: the agent as /init, and the modules it loads
 	Support []string // files of the host that the kernel needs to run as a program: its loader first, then libraries
+	Modules string   // EROFS file of the host with all its modules, to be the lowest layer of the guest's root, or ""
 }
 
 // Disk is a further disk of a guest.

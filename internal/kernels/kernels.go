@@ -32,7 +32,7 @@ type Made struct {
 	Kernel  string   // the kernel itself
 	Modules []string // that the guest loads before its root is there, in order
 	Support []string // what the kernel needs to run as a program: its loader first, then libraries
-	Extra   string   // an EROFS of the folder that is to be /lib/modules/VERSION in the guest, or ""
+	Extra   string   // an EROFS with all modules, to be the lowest layer of a guest's root, or ""
 }
 
 // Boot is a kernel that is ready to be booted: files of the host, which stay
@@ -43,5 +43,5 @@ type Boot struct {
 	Path    string
 	Initrd  string // the agent as /init, and the modules it loads
 	Support []string
-	Modules string // EROFS of what is to be /lib/modules/VERSION, or ""
+	Modules string // EROFS with all modules, to be the lowest layer of a guest's root, or ""
 }

@@ -11,7 +11,6 @@ import (
 	"runtime"
 	"slices"
 	"strings"
-	"time"
 
 	"lodge/internal/base/errs"
 	"lodge/internal/base/tool"
@@ -221,25 +220,36 @@ func (p packages) modules(ctx context.Context, made kernels.Made, folder string,
 	return made, err
 }
 
-// extra packs all modules into a file that the guest mounts. Where the host has
-// no program that lists their dependencies the guest gets none.
+// volume is the UUID of what extra packs: with a random one, equal modules
+// would not give equal files.
+const volume = "6c6f6467-6500-4000-8000-000000000001"
+
+// extra packs all modules as a layer that goes below a guest's root, so that
+// modprobe finds them where it looks. Where the host has no program that lists
+// their dependencies the guest gets none.
 func (p packages) extra(ctx context.Context, folder string) (string, error) {
 	if tool.Need(op, map[string]string{"depmod": "kmod", "mkfs.erofs": "erofs-utils"}) != nil {
 		return "", nil
 	}
 	p.told("packing modules", 0, 0, "", "")
-	// The tree that depmod wants has lib/modules/VERSION below its root.
 	root := filepath.Join(p.work, "modules")
-	to := filepath.Join(root, "lib/modules", filepath.Base(folder))
+	to := filepath.Join(root, "usr/lib/modules", filepath.Base(folder))
 	if err := os.MkdirAll(filepath.Dir(to), 0o755); err != nil {
 		return "", err
 	}
 	if err := os.Rename(folder, to); err != nil {
 		return "", err
 	}
+	// depmod looks for them below lib, which is a link to usr/lib in guests.
+	lib := filepath.Join(root, "lib")
+	if err := os.Symlink("usr/lib", lib); err != nil {
+		return "", err
+	}
 	if err := tool.Run(ctx, op, nil, nil, "depmod", "-b", root, filepath.Base(folder)); err != nil {
 		return "", err
 	}
-	epoch := fmt.Sprintf("SOURCE_DATE_EPOCH=%d", time.Unix(0, 0).Unix())
-	return "modules.erofs", tool.Run(ctx, op, []string{epoch}, nil, "mkfs.erofs", "--quiet", "-zlz4", filepath.Join(p.dir, "modules.erofs"), to)
+	if err := os.Remove(lib); err != nil {
+		return "", err
+	}
+	return "modules.erofs", tool.Run(ctx, op, []string{"SOURCE_DATE_EPOCH=0"}, nil, "mkfs.erofs", "--quiet", "-zlz4", "-U", volume, filepath.Join(p.dir, "modules.erofs"), root)
 }
