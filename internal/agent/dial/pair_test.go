@@ -19,7 +19,12 @@ import (
 	"lodge/test/sandbox"
 )
 
-func TestMain(m *testing.M) { sandbox.Main(m) }
+func TestMain(m *testing.M) {
+	os.Exit(sandbox.Run(func() int {
+		defer func() { os.RemoveAll(made.dir) }()
+		return m.Run()
+	}))
+}
 
 func must(t testing.TB, err error) {
 	t.Helper()

@@ -80,7 +80,7 @@ func (l *Link) Renew(ctx context.Context, c agent.Config) error {
 // meanwhile may be no good.
 func (l *Link) Freeze(ctx context.Context, d time.Duration) (thaw func() error, err error) {
 	// The rest outlasts the call that began it.
-	alive := context.WithoutCancel(ctx)
+	alive, until := context.WithoutCancel(ctx), time.Now().Add(d)
 	c, err := l.begin(ctx, agent.Request{Op: agent.OpFreeze, Seconds: d.Seconds()})
 	if err != nil {
 		return nil, err
@@ -92,13 +92,13 @@ func (l *Link) Freeze(ctx context.Context, d time.Duration) (thaw func() error, 
 	c.over()
 	return func() error {
 		defer c.end()
-		return l.thaw(alive, c)
+		return l.thaw(alive, c, until)
 	}, nil
 }
 
-func (l *Link) thaw(ctx context.Context, c *call) error {
+func (l *Link) thaw(ctx context.Context, c *call, until time.Time) error {
 	c.SetReadDeadline(time.Now().Add(-time.Second))
-	if _, _, err := c.frames.Next(); !errors.Is(err, yamux.ErrTimeout) {
+	if _, _, err := c.frames.Next(); !errors.Is(err, yamux.ErrTimeout) || time.Now().After(until) {
 		return &errs.Error{Op: "agent", Kind: errs.Busy, Msg: "the guest's disk did not stay frozen", Hint: "try again when the host is less busy", Err: err}
 	}
 	c.Stream.Close()

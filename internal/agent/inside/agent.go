@@ -31,6 +31,7 @@ type Agent struct {
 	Volume  *os.File       // a folder of the writable layer's file system; nil: that of /
 	Mailbox *agent.Mailbox // nil: all goes over the line
 
+	born   time.Time // of the agent, which is that of the guest's init nearly
 	mu     sync.Mutex
 	config agent.Config
 
@@ -40,7 +41,7 @@ type Agent struct {
 
 // New makes an agent for the guest that c describes.
 func New(c agent.Config) *Agent {
-	a := &Agent{config: c}
+	a := &Agent{config: c, born: time.Now()}
 	a.state.init()
 	return a
 }
@@ -174,6 +175,24 @@ func (a *Agent) simple(r agent.Request) (out agent.Result, err error) {
 	switch r.Op {
 	case agent.OpStats:
 		out.Stats = stats()
+	case agent.OpShutdown:
+		err = a.stop(false)
+	case agent.OpReboot:
+		err = a.stop(true)
+	case agent.OpRenew:
+		err = a.renew(r)
+	case agent.OpOnline:
+		err = online()
+	case agent.OpGrow:
+		err = a.grow()
+	case agent.OpTrim:
+		out.Bytes, err = a.trim()
+	case agent.OpClock:
+		err = setClock(r.Time)
+	case agent.OpPassword:
+		err = setPassword(r.User, r.Hash)
+	case agent.OpSeed:
+		err = seed(r.Entropy)
 	default:
 		err = &errs.Error{Kind: errs.Unsupported, Msg: fmt.Sprintf("the agent does not know %q", r.Op), Hint: "restart the guest: it then gets this host's agent"}
 	}

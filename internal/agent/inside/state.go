@@ -1,7 +1,6 @@
 package inside
 
 import (
-	"net"
 	"slices"
 	"sync"
 
@@ -62,25 +61,6 @@ func (a *Agent) Ready() { a.state.set(func(s *agent.State) { s.Ready = true }) }
 
 // LookUp reads the guest's addresses anew.
 func (a *Agent) LookUp() {
-	found := addresses()
+	found := reachable()
 	a.state.set(func(s *agent.State) { s.Addresses = found })
-}
-
-// addresses are those that others can reach the guest at, with their prefix
-// lengths.
-func addresses() []string {
-	var out []string
-	interfaces, _ := net.Interfaces()
-	for _, i := range interfaces {
-		if i.Flags&net.FlagLoopback != 0 || i.Flags&net.FlagUp == 0 {
-			continue
-		}
-		found, _ := i.Addrs()
-		for _, a := range found {
-			if ip, ok := a.(*net.IPNet); ok && !ip.IP.IsLinkLocalUnicast() && len(out) < addressesMax {
-				out = append(out, ip.String())
-			}
-		}
-	}
-	return out
 }

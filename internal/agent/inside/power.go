@@ -1,0 +1,96 @@
+package inside
+
+import (
+	"errors"
+	"os"
+	"strconv"
+	"strings"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/errs"
+)
+
+// stop asks the guest's init to power off or to start anew, in whatever way
+// this kind of init takes that. An init that has just begun may not hear.
+func (a *Agent) stop(reboot bool) error {
+	name := firstProgram()
+	sig, program := a.ask(name, reboot)
+	if program != "" {
+		for _, file := range candidates(program, searchPath, "/") {
+			if _, err := os.Stat(file); err == nil {
+				p, err := spawn(file)
+				if err == nil {
+					go p.Wait()
+				}
+				return err
+			}
+		}
+	}
+	heard := time.Since(a.born) > settleTime || hears([]byte(read("/proc/1/status")), sig) || waits(read("/proc/1/syscall"))
+	if err := unix.Kill(1, sig); err != nil {
+		return err
+	}
+	if !heard {
+		return &errs.Error{Kind: errs.Busy, Msg: "the guest's init may not have heard that it should stop", Hint: "it may be booting: ask again"}
+	}
+	return nil
+}
+
+// ask is how an init is asked: by a signal, or by the program that comes with
+// it. systemd and busybox have signals of their own for either, and need no
+// further process.
+func (a *Agent) ask(name string, reboot bool) (sig unix.Signal, program string) {
+	const rtmin = 34 // SIGRTMIN as the C libraries count, which systemd means
+	pick := func(off, again unix.Signal) unix.Signal {
+		if reboot {
+			return again
+		}
+		return off
+	}
+	switch {
+	case a.Config().Command:
+		return pick(unix.SIGTERM, unix.SIGUSR1), ""
+	case name == "systemd":
+		return pick(rtmin+4, rtmin+5), ""
+	case name == "busybox":
+		return pick(unix.SIGUSR2, unix.SIGTERM), ""
+	case reboot:
+		return unix.SIGTERM, "reboot"
+	}
+	return unix.SIGTERM, "poweroff"
+}
+
+// settleTime is how long an init may take before it listens to signals.
+const settleTime = 10 * time.Second
+
+// waits reports whether a process with this /proc/PID/syscall waits for
+// signals in the one call that does not show in its status.
+func waits(syscall string) bool {
+	f := strings.Fields(syscall)
+	return len(f) > 0 && f[0] == strconv.Itoa(unix.SYS_RT_SIGTIMEDWAIT)
+}
+
+// hears reports whether a process with this /proc/PID/status handles sig, or
+// blocks it to read it later. The kernel drops for process 1 what it does
+// neither with.
+func hears(status []byte, sig unix.Signal) bool {
+	for line := range strings.Lines(string(status)) {
+		name, value, _ := strings.Cut(line, ":")
+		if name != "SigCgt" && name != "SigBlk" {
+			continue
+		}
+		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
+		if err == nil && mask&(1<<(sig-1)) != 0 {
+			return true
+		}
+	}
+	return false
+}
+
+// online makes the guest use processors and memory that were plugged in.
+func online() error {
+	return errors.Join(switchOn("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1"),
+		switchOn("/sys/devices/system/memory/memory[0-9]*/state", "offline", "online"))
+}

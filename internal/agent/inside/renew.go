@@ -1,0 +1,233 @@
+package inside
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"time"
+	"unsafe"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/agent"
+	"lodge/internal/base/errs"
+)
+
+// rndAddEntropy and rndReseed are requests of linux/random.h.
+const (
+	rndAddEntropy = 0x40085203
+	rndReseed     = 0x5207
+)
+
+// seedMax is how much randomness is taken at once.
+const seedMax = 512
+
+// renew makes the guest, which may be a copy of another that ran, the one of c.
+func (a *Agent) renew(r agent.Request) error {
+	if r.Config == nil || r.Config.ID == "" {
+		return errs.Bad("config", "is missing", "")
+	}
+	c := *r.Config
+	old := a.Config()
+	// What the line is does not change under who uses it.
+	c.Base, c.Volume, c.Channel, c.Credit, c.Mailbox = old.Base, old.Volume, old.Channel, old.Credit, old.Mailbox
+	c.Init, c.Command = old.Init, old.Command
+	if err := seed(r.Entropy); err != nil {
+		return err
+	}
+	if err := setClock(r.Time); err != nil {
+		return err
+	}
+	if err := renumber(c.NICs); err != nil {
+		return err
+	}
+	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
+		return fmt.Errorf("host name %q: %w", c.Hostname, err)
+	}
+	root, err := os.Open("/")
+	if err != nil {
+		return err
+	}
+	defer root.Close()
+	Personal(root, c)
+	if c.ID != old.ID {
+		t := tree{root}
+		// Where it is no link to the other, it says the same.
+		t.put("var/lib/dbus/machine-id", line(c.Machine), unix.O_TRUNC)
+		freshKeys()
+	}
+	a.mu.Lock()
+	a.config = c
+	a.mu.Unlock()
+	a.LookUp()
+	return nil
+}
+
+// seed mixes b into the kernel's randomness and makes it count at once.
+func seed(b []byte) error {
+	if len(b) == 0 || len(b) > seedMax {
+		return nil
+	}
+	f, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	pool := make([]byte, 8, 8+len(b)) // struct rand_pool_info
+	le.PutUint32(pool, uint32(8*len(b)))
+	le.PutUint32(pool[4:], uint32(len(b)))
+	pool = append(pool, b...)
+	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, f.Fd(), rndAddEntropy, uintptr(unsafe.Pointer(&pool[0]))); errno != 0 {
+		return fmt.Errorf("randomness: %w", errno)
+	}
+	if err := ioctl(f, rndReseed); err != nil {
+		return fmt.Errorf("randomness: %w", err)
+	}
+	return nil
+}
+
+// setClock sets the clock to nanoseconds since 1970; 0 leaves it.
+func setClock(t int64) error {
+	if t <= 0 {
+		return nil
+	}
+	ts := unix.NsecToTimespec(t)
+	if err := unix.ClockSettime(unix.CLOCK_REALTIME, &ts); err != nil {
+		return fmt.Errorf("the clock cannot be set: %w", err)
+	}
+	return nil
+}
+
+// keyTime is how long making new keys may take.
+const keyTime = time.Minute
+
+// freshKeys replaces the keys that a secure shell's server shows, which were
+// another guest's. Making them takes time that the guest's owner need not wait
+// for; until then the server has none.
+func freshKeys() {
+	old, _ := filepath.Glob("/etc/ssh/ssh_host_*")
+	if len(old) == 0 {
+		return
+	}
+	for _, f := range old {
+		_ = os.Remove(f)
+	}
+	go func() {
+		for _, file := range candidates("ssh-keygen", searchPath, "/") {
+			if _, err := os.Stat(file); err != nil {
+				continue
+			}
+			p, err := spawn(file, "-A")
+			if err != nil {
+				return
+			}
+			t := time.AfterFunc(keyTime, func() { _ = p.Kill() })
+			_, _ = p.Wait()
+			t.Stop()
+			hangUpServers()
+			return
+		}
+	}()
+}
+
+// spawn starts a program of the guest's that has nothing to say.
+func spawn(file string, args ...string) (*os.Process, error) {
+	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer null.Close()
+	p, err := os.StartProcess(file, append([]string{file}, args...), &os.ProcAttr{
+		Dir: "/", Env: []string{"PATH=" + searchPath, "HOME=/root"}, Files: []*os.File{null, null, null},
+		Sys: &syscall.SysProcAttr{Setsid: true},
+	})
+	if err == nil {
+		forgive(p.Pid)
+	}
+	return p, err
+}
+
+// hangUpServers makes a secure shell's server, if one runs, read its keys anew.
+func hangUpServers() {
+	for _, pidFile := range []string{"/run/sshd.pid", "/var/run/sshd.pid"} {
+		if pid := int(number(strings.TrimSpace(read(pidFile)))); pid > 1 {
+			_ = unix.Kill(pid, unix.SIGHUP)
+			return
+		}
+	}
+}
+
+// shadowMax bounds the file of passwords.
+const shadowMax = 4 << 20
+
+// setPassword gives a user a new password, by its hash.
+func setPassword(user, hash string) error {
+	if user == "" || strings.ContainsAny(user, ":\n\x00") {
+		return errs.Bad("user", fmt.Sprintf("%q is no user's name", user), "name one of the guest's users")
+	}
+	if hash == "" || len(hash) > 512 || strings.ContainsAny(hash, ":\n\x00") {
+		return errs.Bad("password", "its hash makes no sense", "")
+	}
+	const path = "/etc/shadow"
+	old, err := os.Open(path)
+	if err != nil {
+		return &errs.Error{Kind: errs.Unsupported, Field: "user", Msg: "the guest has no " + path, Err: err}
+	}
+	defer old.Close()
+	var st unix.Stat_t
+	if err := unix.Fstat(int(old.Fd()), &st); err != nil {
+		return err
+	}
+	text, err := io.ReadAll(io.LimitReader(old, shadowMax+1))
+	if err != nil {
+		return err
+	}
+	if len(text) > shadowMax {
+		return &errs.Error{Kind: errs.Unsupported, Msg: path + " of the guest is too large"}
+	}
+	text, ok := withPassword(text, user, hash, time.Now())
+	if !ok {
+		return &errs.Error{Kind: errs.NotFound, Field: "user", Msg: fmt.Sprintf("the guest has no user %q with a password", user), Hint: "add the user first"}
+	}
+	return replace(path, text, st)
+}
+
+// withPassword is the file with another password for user, changed today.
+func withPassword(shadow []byte, user, hash string, now time.Time) ([]byte, bool) {
+	var out bytes.Buffer
+	found := false
+	for line := range bytes.Lines(shadow) {
+		f := bytes.Split(line, []byte(":"))
+		if len(f) < 3 || string(f[0]) != user || found {
+			out.Write(line)
+			continue
+		}
+		found = true
+		f[1] = []byte(hash)
+		f[2] = fmt.Appendf(nil, "%d", now.Unix()/(24*60*60))
+		out.Write(bytes.Join(f, []byte(":")))
+	}
+	return out.Bytes(), found
+}
+
+// replace puts a new file with the owner and mode of the old in its place.
+func replace(path string, text []byte, st unix.Stat_t) error {
+	f, err := os.CreateTemp(filepath.Dir(path), ".lodge-*")
+	if err != nil {
+		return err
+	}
+	_, err = f.Write(text)
+	err = errors.Join(err, f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(os.FileMode(st.Mode&0o777)), f.Sync(), f.Close())
+	if err == nil {
+		err = os.Rename(f.Name(), path)
+	}
+	if err != nil {
+		_ = os.Remove(f.Name())
+	}
+	return err
+}
