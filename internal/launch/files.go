@@ -45,6 +45,7 @@ func (Pair) open(s Script, fds []plan.Reg) {
 // group pays for: the parts one after the other, then zeros up to Size.
 type Memory struct {
 	Name  string // as /proc/PID/maps shows it
+	From  string // file of the host that it is a copy of, with the same holes; instead of Parts
 	Parts []Part
 	Size  uint64 // at least; 0: that of the parts
 	Seal  int    // F_SEAL_ flags of what nobody may do to it any more
@@ -67,6 +68,9 @@ func (m Memory) open(s Script, fds []plan.Reg) {
 	if m.Size > 0 {
 		s.Do(what, unix.SYS_FTRUNCATE, fd, plan.Imm(int64(m.Size)))
 	}
+	if m.From != "" {
+		m.copySparse(s, fd)
+	}
 	for _, p := range m.Parts {
 		if p.Path == "" {
 			s.Do(what, unix.SYS_WRITE, fd, s.Bytes(p.Bytes), plan.Imm(len(p.Bytes)))
@@ -83,6 +87,25 @@ func (m Memory) open(s Script, fds []plan.Reg) {
 		s.Do("seal "+m.Name, unix.SYS_FCNTL, fd, plan.Imm(unix.F_ADD_SEALS), plan.Imm(m.Seal))
 	}
 	s.Set(fds[0], fd)
+}
+
+// piece is how much of a file with holes is copied at a time.
+const piece = 1 << 20
+
+// copySparse copies From without its holes. Both files' positions move
+// together; that of From finds the next data.
+func (m Memory) copySparse(s Script, fd plan.Reg) {
+	what := "copy " + m.From
+	from, again, done := s.Open(m.From, unix.O_RDONLY), s.Mark(), s.Mark()
+	s.Here(again)
+	at := s.Sys(what, unix.SYS_LSEEK, from, Zero, plan.Imm(unix.SEEK_CUR))
+	data := s.Try(unix.SYS_LSEEK, from, at, plan.Imm(unix.SEEK_DATA))
+	s.JumpIf(data, No(unix.ENXIO), done)
+	s.Do(what, unix.SYS_LSEEK, fd, data, plan.Imm(unix.SEEK_SET))
+	n := s.Sys(what, unix.SYS_SENDFILE, fd, from, Zero, plan.Imm(piece))
+	s.JumpUnless(n, Zero, again)
+	s.Here(done)
+	s.Close(from)
 }
 
 // Tap is a network card's host end, made in the host's network and a port of

@@ -35,6 +35,10 @@ type hardware struct {
 	Cards   []card   `json:"cards"`
 	Plugged []plug   `json:"plugged,omitempty"` // processors and memory that were added since, in order
 	Ports   []string `json:"ports"`             // that a device can be plugged into
+
+	// Private says that the memory is a template's, of which changes are the
+	// guest's own: it is no file that could be copied.
+	Private bool `json:"private,omitempty"`
 }
 
 // drive is a disk or an optical disc.
@@ -97,17 +101,29 @@ type host struct {
 	Firmware firmware
 }
 
+func (h host) accel() string {
+	if h.KVM {
+		return "kvm"
+	}
+	return "tcg"
+}
+
+// cpuModel is the processor of guests that ask for none: all that there is.
+func (h host) cpuModel() string {
+	if h.KVM {
+		return "host"
+	}
+	return "max"
+}
+
 // design makes the machine for a guest.
 func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
 	w := hardware{
-		Kind: "q35", Machine: h.Machine, Accel: "tcg", CPUModel: "max", UUID: uuid(g.ID), Firmware: "bios",
+		Kind: "q35", Machine: h.Machine, Accel: h.accel(), CPUModel: h.cpuModel(), UUID: uuid(g.ID), Firmware: "bios",
 		Memory: g.Spec.Memory, TPM: g.Spec.Hardware.TPM, Kernel: parts.Root.Own == nil, Modern: true, Agent: agentPort,
 	}
 	if w.Memory == 0 {
 		w.Memory = defaultMemory
-	}
-	if h.KVM {
-		w.Accel, w.CPUModel = "kvm", "host"
 	}
 	if m := g.Spec.Hardware.CPUModel; m != "" {
 		w.CPUModel = m
@@ -180,7 +196,9 @@ func (w *hardware) furnish(parts engine.Parts) {
 		w.Drives = append(w.Drives, ownDrive(*parts.Root.Own))
 	}
 	for _, d := range parts.Disks {
-		w.Drives = append(w.Drives, drive{Name: d.Name, Format: d.Format, ReadOnly: d.ReadOnly || d.Optical, Shared: d.ReadOnly || d.Optical, Optical: d.Optical, Boot: d.Boot, Port: w.pluggable(!d.Optical)})
+		readOnly := d.ReadOnly || d.Optical
+		optical := d.Optical && !w.Kernel // which is a disk to a kernel that has no drivers for drives of the kind
+		w.Drives = append(w.Drives, drive{Name: d.Name, Format: d.Format, ReadOnly: readOnly, Shared: readOnly, Optical: optical, Boot: d.Boot, Port: w.pluggable(!optical)})
 	}
 	for _, n := range parts.NICs {
 		w.Cards = append(w.Cards, card{Name: n.Name, MAC: n.MAC, MTU: n.MTU, Port: w.pluggable(true)})

@@ -28,14 +28,12 @@ func fdCard(name string) string  { return "card " + name }
 
 // places says where a start finds what it needs.
 type places struct {
-	fd        func(name string) int // of what was opened for QEMU
-	kernel    string                // path in QEMU's root
-	code      string                // of UEFI, likewise
-	name      string                // of the guest
-	id        string
-	private   bool // the memory is somebody's template: changes stay this guest's own
-	ignoreRAM bool // a saved image has the memory beside it, not in it
-	moving    bool // goes on from a saved image
+	fd     func(name string) int // of what was opened for QEMU
+	kernel string                // path in QEMU's root
+	code   string                // of UEFI, likewise
+	name   string                // of the guest
+	id     string
+	moving bool // goes on from a saved image
 }
 
 // line is QEMU's command line in the making.
@@ -77,10 +75,7 @@ func (w hardware) arguments(p places) []string {
 	w.cards(l, p)
 	w.extras(l, p)
 	if p.moving {
-		l.add("-incoming", "fd:"+strconv.Itoa(p.fd(fdState)))
-		if p.ignoreRAM {
-			l.add("-global", "migration.x-ignore-shared=on")
-		}
+		l.add("-incoming", "defer") // until it is told that the memory is there already
 	}
 	return l.args
 }
@@ -125,7 +120,7 @@ func (w hardware) processorsAndMemory(l *line, p places) {
 		memory = list("", "size", size+"B", "slots", strconv.Itoa(w.Modules), "maxmem", strconv.FormatUint(w.MaxMem, 10)+"B")
 	}
 	l.add("-m", memory)
-	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", descriptor(p, fdMemory), "share", onOff(!p.private)))
+	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", descriptor(p, fdMemory), "share", onOff(!w.Private)))
 	socket := 0
 	for _, m := range w.Plugged {
 		if m.Size == 0 {
@@ -192,7 +187,7 @@ func (l *line) blockdev(node map[string]any) {
 // file makes set out of an open descriptor, and returns the node of the file
 // that it stands for.
 func (l *line) file(p places, name string, set int, readOnly, shared bool) map[string]any {
-	l.add("-add-fd", fmt.Sprintf("fd=%d,set=%d", p.fd(name), set))
+	l.add("-add-fd", list("", "fd", strconv.Itoa(p.fd(name)), "set", strconv.Itoa(set), "opaque", name))
 	return fileNode(set, readOnly, shared)
 }
 
@@ -246,7 +241,7 @@ func (w hardware) driveDevice(d drive, sata string) (driver string, props []stri
 	if d.Boot > 0 {
 		boot = strconv.Itoa(d.Boot)
 	}
-	props = []string{"id", "disk-" + d.Name, "drive", nodeName(d.Name), "serial", d.Name[:min(len(d.Name), serialMax)], "bootindex", boot}
+	props = []string{"id", diskPrefix + d.Name, "drive", nodeName(d.Name), "serial", d.Name[:min(len(d.Name), serialMax)], "bootindex", boot}
 	switch {
 	case d.Optical:
 		return "ide-cd", append(props, "bus", sata)
@@ -259,7 +254,7 @@ func (w hardware) driveDevice(d drive, sata string) (driver string, props []stri
 
 func (w hardware) cards(l *line, p places) {
 	for _, c := range w.Cards {
-		l.add("-netdev", list("tap", "id", "net-"+c.Name, "fd", strconv.Itoa(p.fd(fdCard(c.Name)))))
+		l.add("-netdev", list("tap", "id", netPrefix+c.Name, "fd", strconv.Itoa(p.fd(fdCard(c.Name)))))
 		driver, props := w.cardDevice(c)
 		// Firmware would load a program for network boot, which takes seconds.
 		l.add("-device", list(driver, props...)+",romfile=")
@@ -267,7 +262,7 @@ func (w hardware) cards(l *line, p places) {
 }
 
 func (w hardware) cardDevice(c card) (driver string, props []string) {
-	props = []string{"id", "nic-" + c.Name, "netdev", "net-" + c.Name, "mac", c.MAC, "bus", c.Port}
+	props = []string{"id", nicPrefix + c.Name, "netdev", netPrefix + c.Name, "mac", c.MAC, "bus", c.Port}
 	if !w.Modern {
 		return "e1000", props
 	}

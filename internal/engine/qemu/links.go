@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"net"
+	"os"
+	"path/filepath"
 	"sync"
 	"time"
 
@@ -54,7 +56,6 @@ type link struct {
 	trouble string
 	deleted map[string]chan error // waits for the end of a device
 	device  sync.Mutex            // one change of the devices at a time
-	balloon bool                  // its statistics were asked for
 }
 
 // link returns the lines to a guest, which are opened by the first call.
@@ -80,13 +81,13 @@ func (e *Engine) newLink(g guest.Guest, parts engine.Parts, h keeper.Held) *link
 	l := &link{e: e, id: g.ID, held: h, tried: make(chan struct{}), deleted: map[string]chan error{}}
 	l.life, l.end = context.WithCancel(context.Background())
 	if parts.Root.Own == nil {
-		if f, err := launch.Take(h, lineOf(agentAt)); err != nil {
+		if f, err := launch.Take(h, hostEnd(agentAt)); err != nil {
 			l.trouble = "its agent cannot be spoken to: " + err.Error()
 		} else {
 			l.agent = dial.Open(f, dial.Options{Log: e.o.Log.With("guest", g.Name), Changed: func() { e.o.Changed(g.ID) }})
 		}
 	}
-	go l.keep(parts.Memory != "")
+	go l.keep(parts.Memory)
 	go func() {
 		_, _ = h.Wait(l.life)
 		l.close()
@@ -124,27 +125,32 @@ func (l *link) close() {
 	}
 }
 
-// keep has a session with the monitor as long as the guest runs.
-func (l *link) keep(resuming bool) {
+// keep has a session with the monitor as long as the guest runs. A guest that
+// goes on from saved memory is set going first.
+func (l *link) keep(memory string) {
 	first := sync.OnceFunc(func() { close(l.tried) })
 	defer first()
 	for l.life.Err() == nil {
 		c, err := l.open()
-		first()
 		if err != nil {
+			first()
 			l.note(func() { l.failure = err })
 			l.sleep(reopenAfter)
 			continue
 		}
-		if resuming {
-			resuming = l.goOn() != nil
+		if memory != "" {
+			if err := l.goOn(memory); err != nil {
+				l.note(func() { l.trouble = "it cannot go on from its saved memory: " + err.Error() })
+			}
+			memory = ""
 		}
+		first()
 		select {
 		case <-c.Done():
 		case <-l.life.Done():
 			c.Close()
 		}
-		l.note(func() { l.monitor, l.failure = nil, c.Err() })
+		l.note(func() { l.monitor = nil }) // if it stays so, the next attempt says why
 		l.sleep(reopenAfter)
 	}
 }
@@ -160,7 +166,7 @@ func (l *link) sleep(d time.Duration) {
 func (l *link) open() (*qmp.Client, error) {
 	ctx, cancel := context.WithTimeout(l.life, openTime)
 	defer cancel()
-	f, err := launch.Take(l.held, lineOf(monitorAt))
+	f, err := launch.Take(l.held, hostEnd(monitorAt))
 	if err != nil {
 		return nil, err
 	}
@@ -235,22 +241,35 @@ func (l *link) silent(err error) error {
 // incomingTime is how long QEMU may take to read a memory image.
 const incomingTime = 10 * time.Minute
 
-// goOn lets a guest run that QEMU has made of a saved image.
-func (l *link) goOn() error {
-	const pace = 5 * time.Millisecond
-	for until := time.Now().Add(incomingTime); time.Now().Before(until) && l.life.Err() == nil; l.sleep(pace) {
+// goOn has a QEMU that waits for a saved guest read it from a folder, and lets
+// the guest run.
+func (l *link) goOn(dir string) error {
+	if l.state() != "inmigrate" {
+		return nil // an earlier daemon did it
+	}
+	ctx, cancel := context.WithTimeout(l.life, incomingTime)
+	defer cancel()
+	_, err := os.Stat(filepath.Join(dir, savedMemory))
+	err = l.do(ctx, "migrate-set-capabilities", capabilities("x-ignore-shared", err == nil), nil)
+	if err == nil {
+		err = l.do(ctx, "migrate-incoming", map[string]any{"uri": fmt.Sprintf("fd:%d", descriptorOf(stateAt))}, nil)
+	}
+	if err != nil && !errs.Is(err, errs.Conflict) { // what was begun before is refused
+		return err
+	}
+	const pace = 3 * time.Millisecond
+	for ; l.state() == "inmigrate"; l.sleep(pace) {
 		var s struct{ Status string }
-		if err := l.do(l.life, "query-status", nil, &s); err != nil {
+		if err := l.do(ctx, "query-status", nil, &s); err != nil {
 			return err
 		}
 		l.note(func() { l.status = s.Status })
-		switch s.Status {
-		case "inmigrate", "prelaunch":
-		case "paused", "postmigrate":
-			return l.do(l.life, "cont", nil, nil)
-		default:
-			return nil
-		}
 	}
-	return l.life.Err()
+	return l.do(ctx, "cont", nil, nil)
+}
+
+func (l *link) state() string {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.status
 }

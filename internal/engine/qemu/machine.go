@@ -3,7 +3,6 @@ package qemu
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -33,6 +32,13 @@ var (
 	_ engine.Execer  = (*Machine)(nil)
 	_ engine.Filer   = (*Machine)(nil)
 	_ engine.Meter   = (*Machine)(nil)
+
+	_ engine.Plugger  = (*Machine)(nil)
+	_ engine.Saver    = (*Machine)(nil)
+	_ engine.Renewer  = (*Machine)(nil)
+	_ engine.Quiescer = (*Machine)(nil)
+	_ engine.Screener = (*Machine)(nil)
+	_ engine.Debugger = (*Machine)(nil)
 )
 
 // Probe tells how the guest is. A monitor that does not answer is trouble of
@@ -41,7 +47,7 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	l := m.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := engine.Probe{Paused: l.status == "paused", Ready: true, Trouble: l.trouble}
+	p := engine.Probe{Paused: paused(l.status), Ready: true, Trouble: l.trouble}
 	if l.agent != nil {
 		p.Ready = l.agent.State().Ready
 	}
@@ -54,12 +60,20 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	return p, nil
 }
 
+// paused reports whether QEMU's word for a guest's state is one that somebody
+// wanted: a guest that was saved has another.
+func paused(status string) bool { return status == "paused" || status == "postmigrate" }
+
 // Pause stops the guest's processors.
 func (m *Machine) Pause(ctx context.Context) error {
 	if err := m.link.do(ctx, "stop", nil, nil); err != nil {
 		return m.about(err)
 	}
-	m.link.note(func() { m.link.status = "paused" })
+	m.link.note(func() {
+		if !paused(m.link.status) {
+			m.link.status = "paused"
+		}
+	})
 	return nil
 }
 
@@ -129,7 +143,7 @@ func (m *Machine) awake() (*dial.Link, error) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	switch {
-	case l.status == "paused":
+	case paused(l.status):
 		return nil, &errs.Error{Op: "qemu", Kind: errs.Conflict, Ref: m.g.Key().String(), Msg: "is paused", Hint: "lodge resume " + m.g.Name}
 	case l.agent == nil:
 		return nil, &errs.Error{Op: "qemu", Kind: errs.Unsupported, Ref: m.g.Key().String(), Msg: "has no agent", Hint: "use lodge console, or the network"}
@@ -163,13 +177,4 @@ func (m *Machine) Unpack(ctx context.Context, dir string, r io.Reader) error {
 		return err
 	}
 	return m.about(a.Unpack(ctx, dir, r))
-}
-
-// Resize changes the limits of QEMU's control group.
-func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
-	i := engine.Info{Overhead: overhead}
-	if err := m.e.o.Tree.Set(m.parts.Cgroup, i.Limits(spec, m.parts.Root.Disk)); err != nil {
-		return fmt.Errorf("limits of %s: %w", m.g.Name, err)
-	}
-	return nil
 }

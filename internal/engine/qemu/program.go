@@ -3,6 +3,7 @@ package qemu
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"os"
 	"path/filepath"
 
@@ -26,8 +27,7 @@ const kernelInside = "/kernel"
 const (
 	savedMachine = "machine.json" // hardware, as JSON
 	savedDevices = "device"
-	savedMemory  = "ram"      // not there if the memory is among the devices
-	savedShared  = "template" // there if many guests go on from it: none may change it
+	savedMemory  = "ram" // not there if the memory is among the devices
 )
 
 // Program says how the launch helper makes g.
@@ -61,6 +61,11 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 	if err := b.furnish(l); err != nil {
 		return launch.Jail{}, err
 	}
+	about, err := json.Marshal(b.w)
+	if err != nil {
+		return launch.Jail{}, err
+	}
+	b.Env = append(b.Env, machineEnv+string(about))
 	b.Argv = append([]string{l.program}, b.w.arguments(b.places)...)
 	return b.Jail, nil
 }
@@ -80,25 +85,27 @@ func (b *builder) open(name string, f launch.File) {
 	b.Files = append(b.Files, f)
 }
 
-// The lines to the monitor and the agent come right after the memory, so that
-// a later daemon finds them where this one put them.
+// What a later daemon needs comes first, so that it finds it where this one
+// put it.
 const (
-	monitorAt = 1
-	agentAt   = 2
+	memoryAt = iota
+	monitorAt
+	agentAt
+	stateAt
 )
 
-func lineOf(i int) int {
-	j := launch.Jail{Files: []launch.File{launch.Memory{}, launch.Pair{}, launch.Pair{}}}
-	return j.Descriptor(i) + 1 // the host's end comes second
+func descriptorOf(i int) int {
+	return launch.Jail{Files: []launch.File{launch.Memory{}, launch.Pair{}, launch.Pair{}}}.Descriptor(i)
 }
+
+// hostEnd is the host's end of a line, which comes second.
+func hostEnd(i int) int { return descriptorOf(i) + 1 }
 
 func (b *builder) furnish(l *look) error {
 	b.places = places{name: b.g.Name, id: b.g.ID, fd: func(name string) int { return b.Descriptor(b.at[name]) }}
-	memory := launch.Memory{Name: "ram", Size: b.w.Memory}
-	if b.parts.Memory != "" {
-		if err := b.resume(&memory); err != nil {
-			return err
-		}
+	memory, err := b.memory()
+	if err != nil {
+		return err
 	}
 	b.open(fdMemory, memory)
 	b.open(fdQMP, launch.Pair{})
@@ -163,29 +170,63 @@ func (b *builder) driveFiles() error {
 	return nil
 }
 
-// resume takes the machine from a saved image, and the memory.
-func (b *builder) resume(memory *launch.Memory) error {
-	text, err := os.ReadFile(filepath.Join(b.parts.Memory, savedMachine))
-	if err != nil {
-		return &errs.Error{Op: "qemu.program", Kind: errs.Internal, Ref: b.g.Key().String(), Msg: "its saved memory cannot be read", Err: err}
+// memory is the guest's memory: empty, or what was saved.
+func (b *builder) memory() (launch.File, error) {
+	dir := b.parts.Memory
+	if dir == "" {
+		return launch.Memory{Name: "ram", Size: b.w.Memory}, nil
 	}
-	was := b.w
-	b.w = hardware{}
-	if err := json.Unmarshal(text, &b.w); err != nil {
-		return &errs.Error{Op: "qemu.program", Kind: errs.Internal, Ref: b.g.Key().String(), Msg: "its saved memory cannot be read", Err: err}
-	}
-	switch {
-	case b.w.Accel != was.Accel:
-		return &errs.Error{Kind: errs.Conflict, Ref: b.g.Key().String(), Msg: "its memory was saved with " + b.w.Accel + " and this host has " + was.Accel, Hint: "start without the memory"}
-	case len(b.w.Cards) != len(b.parts.NICs):
-		return &errs.Error{Kind: errs.Conflict, Ref: b.g.Key().String(), Msg: "its network cards are not those of its saved memory", Hint: "start without the memory"}
+	if err := b.resume(filepath.Join(dir, savedMachine)); err != nil {
+		return nil, err
 	}
 	b.moving = true
-	memory.Size = b.w.Memory
-	ram := filepath.Join(b.parts.Memory, savedMemory)
-	if _, err := os.Stat(ram); err == nil {
-		b.ignoreRAM = true
-		memory.Parts = []launch.Part{{Path: ram}}
+	ram := filepath.Join(dir, savedMemory)
+	if _, err := os.Stat(ram); errors.Is(err, os.ErrNotExist) {
+		b.w.Private = false
+		return launch.Memory{Name: "ram", Size: b.w.Memory}, nil
+	}
+	if b.w.Private = sealed(ram); b.w.Private {
+		return launch.Open{Path: ram, Flags: unix.O_RDWR}, nil // QEMU opens it so, and maps it privately
+	}
+	return launch.Memory{Name: "ram", Size: b.w.Memory, From: ram}, nil
+}
+
+// sealed reports whether a file is in memory and cannot be changed any more, so
+// that many guests can go on from it, with one copy of what none of them wrote
+// to.
+func sealed(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
+	return err == nil && seals&unix.F_SEAL_WRITE != 0
+}
+
+// resume takes the machine from a saved image.
+func (b *builder) resume(path string) error {
+	text, err := os.ReadFile(path)
+	was := b.w
+	b.w = hardware{}
+	if err == nil {
+		err = json.Unmarshal(text, &b.w)
+	}
+	conflict := func(msg string) error {
+		return &errs.Error{Op: "qemu.program", Kind: errs.Conflict, Ref: b.g.Key().String(), Msg: msg, Hint: "start it without the memory"}
+	}
+	switch {
+	case err != nil:
+		return &errs.Error{Op: "qemu.program", Kind: errs.Internal, Ref: b.g.Key().String(), Msg: "its saved memory cannot be read", Err: err}
+	case b.w.Accel != was.Accel:
+		return conflict("its memory was saved with " + b.w.Accel + ", and this host has " + was.Accel)
+	case len(b.w.Cards) != len(b.parts.NICs):
+		return conflict("its network cards are not those of its saved memory")
+	}
+	// A copy's cards and identity are not those of the guest it was copied from.
+	b.w.UUID = was.UUID
+	for i, n := range b.parts.NICs {
+		b.w.Cards[i].MAC = n.MAC
 	}
 	return nil
 }

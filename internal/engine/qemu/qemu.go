@@ -16,6 +16,7 @@ import (
 	"log/slog"
 	"os"
 	"runtime"
+	"slices"
 
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
@@ -86,7 +87,9 @@ const overhead = 320 << 20
 func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	i := engine.Info{
 		Name: "qemu", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: overhead, Version: "QEMU",
-		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true},
+		Debugs: debugs(),
+		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Save: true, Screen: true, Debug: true,
+			Quiesce: true, Renew: true, Disk: true},
 	}
 	if i.Missing, i.Hint = e.missing(); i.Missing != "" {
 		return i, nil
@@ -97,10 +100,8 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 		return i, nil
 	}
 	i.Version = "QEMU " + l.Version
-	i.CPUModels = append([]string{"max"}, l.models...)
-	if l.KVM {
-		i.CPUModels[0] = "host"
-	}
+	own := l.host.cpuModel()
+	i.CPUModels = append([]string{own}, slices.DeleteFunc(slices.Clone(l.models), func(m string) bool { return m == own })...)
 	i.Machines = []engine.MachineKind{{Name: "q35", Firmware: l.Firmware.names()}, {Name: "microvm"}}
 	i.Facts = l.facts()
 	return i, nil

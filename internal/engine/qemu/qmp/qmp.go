@@ -114,12 +114,12 @@ func (c *Client) PassFile(ctx context.Context, name string, f *os.File) error {
 }
 
 // AddFile gives QEMU an open file that block devices find as /dev/fdset/N,
-// and returns N.
-func (c *Client) AddFile(ctx context.Context, f *os.File) (int, error) {
+// and returns N. query-fdsets shows it with what it is for.
+func (c *Client) AddFile(ctx context.Context, what string, f *os.File) (int, error) {
 	var r struct {
 		Set int `json:"fdset-id"`
 	}
-	err := c.withFile(ctx, "add-fd", nil, &r, f)
+	err := c.withFile(ctx, "add-fd", map[string]any{"opaque": what}, &r, f)
 	return r.Set, err
 }
 

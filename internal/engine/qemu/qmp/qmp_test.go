@@ -184,7 +184,7 @@ func TestOpenFilesGoAlong(t *testing.T) {
 	defer r.Close()
 	io.WriteString(w, "through the line")
 	w.Close()
-	if n, err := c.AddFile(t.Context(), r); n != 5 || err != nil {
+	if n, err := c.AddFile(t.Context(), "a pipe", r); n != 5 || err != nil {
 		t.Errorf("set %d, %v", n, err)
 	}
 	if text := <-got; text != "through the line" {
