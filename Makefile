@@ -40,8 +40,8 @@ test: build ## all tests, on real guests, in a network of their own
 test-long: build ## what takes longer than CI has: image builds, density
 	@scripts/test.sh long
 
-bench: build ## measure against the kernel floor and the peers
-	@scripts/bench.sh
+bench: build ## measure against the kernel floor and the peers; PART=uml for one part
+	@scripts/bench.sh $(if $(PART),--only=$(PART))
 
 fmt: ## format all Go files
 	@gofmt -w api cmd internal test

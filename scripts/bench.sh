@@ -1,8 +1,9 @@
 #!/usr/bin/env bash
 # bench.sh [FLAGS OF test/bench]: measure what docs/SPECIFICATION.md promises,
-# beside the kernel's floor and the peers, by turns. It takes some ten minutes;
+# beside the kernel's floor and the peers, by turns. It takes up to an hour;
 # everything runs in namespaces of its own. The figures go to the terminal and
-# to build/bench/bench.json. --only=start, commands or density makes a part.
+# to build/bench/bench.json. --only=PART[,PART...] makes some of start, commands,
+# density, uml, qemu, change; make bench PART=uml does the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "bench: make bench needs root: sudo make bench" >&2; exit 1; }
@@ -11,6 +12,7 @@ scripts/deps.sh bench
 out=build/bench tag=lodge-bench-$$
 mkdir -p "$out"
 gcc -O2 -Wall -static -o "$out/floor" test/bench/floor/floor.c
+gcc -O2 -Wall -static -o "$out/inside" test/bench/inside/inside.c
 cp -f internal/daemon/embedded/lodge-launch internal/daemon/embedded/lodge-keeper "$out/"
 CGO_ENABLED=0 go build -o "$out/bench" ./test/bench
 
@@ -32,7 +34,7 @@ cleanup() {
 trap cleanup EXIT
 
 status=0
-timeout --foreground --signal=TERM --kill-after=30 14m "$out/bench" --parts "$out" --out "$out" --tag "$tag" "$@" & # a trap runs at once beside what is in the background
+timeout --foreground --signal=TERM --kill-after=30 90m "$out/bench" --parts "$out" --out "$out" --tag "$tag" "$@" & # a trap runs at once beside what is in the background
 bench=$!
 trap 'kill -TERM "$bench" 2>/dev/null' INT TERM
 while kill -0 "$bench" 2>/dev/null; do wait "$bench" && status=0 || status=$?; done

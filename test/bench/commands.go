@@ -199,24 +199,33 @@ func (b *bench) startServer(ctx context.Context, name string) (*server, error) {
 		"--data-dir", filepath.Join(s.dir, "data"), "--run-dir", filepath.Join(s.dir, "run"), "--https", "none", "--raise-limits=false",
 		"--pool-size", "8GiB", "--cgroup", b.tag + "-" + name, "--prefix", "lb", "--host", "bench", "--log-level", "warn",
 	}
-	var err error
-	s.service, err = serve(filepath.Join(s.dir, "log"), nil, append([]string{filepath.Join(b.bin, "lodged")}, s.flags...)...)
-	if err != nil {
+	b.later(s.stop)
+	if err := s.start(ctx); err != nil {
 		return nil, err
 	}
-	b.later(s.stop)
-	err = until(ctx, "lodged answers", time.Minute, func() error {
+	_, err := s.lodge(ctx, "image", "build", "busybox")
+	return s, err
+}
+
+// start starts lodged, with more flags than those it always has.
+func (s *server) start(ctx context.Context, more ...string) (err error) {
+	argv := append(append([]string{filepath.Join(s.b.bin, "lodged")}, s.flags...), more...)
+	if s.service, err = serve(filepath.Join(s.dir, "log"), nil, argv...); err != nil {
+		return err
+	}
+	return until(ctx, "lodged answers", time.Minute, func() error {
 		if err := s.service.failed(); err != nil {
 			return err
 		}
 		_, err := s.lodge(ctx, "version")
 		return err
 	})
-	if err != nil {
-		return nil, err
-	}
-	_, err = s.lodge(ctx, "image", "build", "busybox")
-	return s, err
+}
+
+// anew ends lodged and starts it with other flags.
+func (s *server) anew(ctx context.Context, more ...string) error {
+	s.service.end()
+	return s.start(ctx, more...)
 }
 
 // lodge runs the command line.

@@ -20,7 +20,7 @@ import (
 const crowd = 200
 
 // alive checks that the guests' first processes are there.
-func alive(t *testing.T, guests map[string]api.Guest, except ...string) {
+func alive(t testing.TB, guests map[string]api.Guest, except ...string) {
 	t.Helper()
 	gone := map[string]bool{}
 	for _, name := range except {
