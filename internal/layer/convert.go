@@ -78,7 +78,7 @@ func (c convert) toVolume(ctx context.Context, dir string, size uint64, told Tol
 	tmp := file + fresh
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, remove(context.WithoutCancel(ctx), tmp))
+			err = errs.Also(err, remove(context.WithoutCancel(ctx), tmp))
 		}
 	}()
 	if err := mkfs(ctx, tmp, size&^4095, held.Files); err != nil {
@@ -109,7 +109,7 @@ func (c convert) fill(ctx context.Context, dir, tmp string, held trees.Size, tol
 		return err
 	}
 	err = c.copyIn(ctx, dir, m.root, held, told)
-	if err := errors.Join(err, m.close(context.WithoutCancel(ctx))); err != nil {
+	if err := errs.Also(err, m.close(context.WithoutCancel(ctx))); err != nil {
 		return err
 	}
 	f, err := os.Open(tmp)
@@ -157,7 +157,7 @@ func (c convert) toTree(ctx context.Context, dir string, told Told) (err error) 
 	tmp := upper + fresh
 	defer func() {
 		if err != nil {
-			err = errors.Join(err, remove(context.WithoutCancel(ctx), tmp))
+			err = errs.Also(err, remove(context.WithoutCancel(ctx), tmp))
 		}
 	}()
 	if err := check(ctx, file); err != nil {
@@ -195,7 +195,7 @@ func (c convert) empty(ctx context.Context, file, tmp string, told Told) error {
 		return err
 	}
 	err = c.copyOut(ctx, m.root, tmp, s.usedBytes(), told)
-	return errors.Join(err, m.close(context.WithoutCancel(ctx)))
+	return errs.Also(err, m.close(context.WithoutCancel(ctx)))
 }
 
 func (c convert) copyOut(ctx context.Context, root *os.File, tmp string, total uint64, told Told) error {

@@ -130,3 +130,15 @@ func Bad(field, msg, hint string) *Error {
 func Missing(ref, hint string) *Error {
 	return &Error{Kind: NotFound, Ref: ref, Msg: "does not exist", Hint: hint}
 }
+
+// Also adds what went wrong while cleaning up behind err. An error alone stays
+// what it is.
+func Also(err, more error) error {
+	switch {
+	case more == nil:
+		return err
+	case err == nil:
+		return more
+	}
+	return errors.Join(err, more)
+}

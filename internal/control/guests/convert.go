@@ -112,7 +112,7 @@ func (r *Reconciler) changeForm(ctx context.Context, g guest.Guest, pool storage
 		if ferr == nil && there {
 			ferr = pool.SetQuota(context.WithoutCancel(ctx), g.ID, quotaOf(g.Spec, have))
 		}
-		err = errors.Join(err, ferr)
+		err = errs.Also(err, ferr)
 	}()
 	told := func(done, total uint64) {
 		if r.Copied != nil {

@@ -72,7 +72,7 @@ func (r *Reconciler) truly(ctx context.Context, g guest.Guest, e keeper.Exit) (i
 func (r *Reconciler) recordEnd(ctx context.Context, g *guest.Guest, e keeper.Exit) error {
 	e, last := r.truly(ctx, *g, e)
 	down := r.goingDown()
-	asked := down || g.Spec.Power == guest.Off || g.Deleting != nil || g.Spec.Boots > g.Status.Boots
+	asked := down || g.Spec.Power == guest.Off || g.Spec.Power == guest.Saved || g.Deleting != nil || g.Spec.Boots > g.Status.Boots
 	// The kernel ends the init of a pid namespace with SIGHUP when the guest
 	// reboots itself, and with SIGINT when it powers off (reboot(2)).
 	reboot, poweroff := e.Signal == syscall.SIGHUP, e.Signal == syscall.SIGINT

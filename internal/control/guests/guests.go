@@ -82,6 +82,7 @@ type Reconciler struct {
 	attached map[string]attachment
 	stops    map[string]stopping // clean stops under way
 	pins     map[string]int      // processors that guests are pinned to, from just before they start until they end
+	claimed  map[string]bool     // guests that somebody works on
 	down     bool                // the host is going down: everything stops, no spec changes
 }
 
@@ -100,7 +101,7 @@ type attachment struct {
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, pins: map[string]int{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, pins: map[string]int{}, claimed: map[string]bool{}}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err
@@ -163,6 +164,10 @@ const mostSteps = 10
 // Reconcile looks, decides, and takes one step, until there is none to take or
 // one has to be waited for. Every step is decided by a new look.
 func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string) (time.Duration, error) {
+	if !r.claim(id) {
+		return claimAgain, nil
+	}
+	defer r.unclaim(id)
 	for range mostSteps {
 		g, ok := r.record(id)
 		if !ok {
@@ -273,12 +278,16 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p 
 	if p.Ready && !g.Status.Ready && at == guest.Running {
 		r.wantTemplate(ctx, g)
 	}
+	saved, err := r.tidyMemory(ctx, g, at)
+	if err != nil {
+		return 0, r.trouble(ctx, g, at, err)
+	}
 	var again time.Duration
 	if g.Status.NotBefore != nil && (at == guest.Placed || at == guest.Ready) {
 		again = max(0, g.Status.NotBefore.Sub(r.Now()))
 	}
 	return again, r.report(ctx, g, func(s *guest.Status) {
-		s.Phase, s.Doing, s.Generation = at, guest.Rest, g.Generation
+		s.Phase, s.Doing, s.Generation, s.Saved = at, guest.Rest, g.Generation, saved
 		if at == guest.Running || at == guest.Paused {
 			s.Ready, s.Problem = p.Ready, cmp.Or(guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now()), g.Refusal())
 			return

@@ -18,6 +18,10 @@ import (
 // once.
 func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (time.Duration, error) {
 	switch s {
+	case guest.Clone:
+		return 0, r.clone(ctx, g)
+	case guest.Recover:
+		return 0, r.recover(ctx, g)
 	case guest.Convert:
 		return 0, r.convert(ctx, g)
 	case guest.Prepare:
@@ -29,6 +33,8 @@ func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (tim
 		return 0, r.freeze(ctx, g, s == guest.Freeze)
 	case guest.Stop:
 		return r.stop(ctx, g)
+	case guest.Save:
+		return r.save(ctx, g)
 	case guest.Release:
 		return 0, r.detach(ctx, g)
 	case guest.Destroy:
@@ -70,22 +76,21 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 			return err
 		}
 	}
-	p, err := e.Program(g, *parts)
-	if err != nil {
+	if err := r.resuming(g, info, parts); err != nil {
 		return err
 	}
 	if err := layer.Touch(parts.Root.Writable); err != nil {
 		return err
 	}
-	held, err := r.Keepers.Start(ctx, g.ID, p)
-	if errs.Is(err, errs.Exists) {
-		held, err = r.Keepers.Find(g.ID)
-	}
+	held, err := r.run(ctx, g, e, *parts)
 	if err != nil {
-		return err
+		return errs.Also(err, notResumed(parts))
 	}
-	if parts.Memory != "" {
+	if foreign(g, parts.Memory) {
 		if err := r.awake(ctx, e, g, *parts, held); err != nil {
+			return err
+		}
+		if err := dropMemory(parts.Root.Writable); err != nil {
 			return err
 		}
 	}
@@ -94,6 +99,19 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	r.mu.Unlock()
 	pid := held.State().Pid
 	return r.report(ctx, g, r.started(g, info, *parts, pid))
+}
+
+// run starts the guest's program, or finds it running.
+func (r *Reconciler) run(ctx context.Context, g guest.Guest, e engine.Engine, parts engine.Parts) (keeper.Held, error) {
+	p, err := e.Program(g, parts)
+	if err != nil {
+		return nil, err
+	}
+	held, err := r.Keepers.Start(ctx, g.ID, p)
+	if errs.Is(err, errs.Exists) {
+		return r.Keepers.Find(g.ID)
+	}
+	return held, err
 }
 
 // started says what a start changes in a guest's status.
@@ -183,6 +201,15 @@ func (r *Reconciler) freeze(ctx context.Context, g guest.Guest, freeze bool) err
 	}
 	if freeze {
 		return p.Pause(ctx)
+	}
+	// What a save or a snapshot that was cut off left is not true any more from
+	// here on.
+	pool, err := r.Pools.Get(g.Spec.Pool)
+	if err == nil {
+		err = dropMemory(pool.Path(g.ID))
+	}
+	if err != nil {
+		return err
 	}
 	return p.Resume(ctx)
 }

@@ -33,3 +33,26 @@ func (g Guest) Refusal() *model.Problem {
 // Was returns the model that the guest's writable layer was last made fit for.
 // Guests from before there were several are of the host's kernel.
 func (s Status) Was() Model { return cmp.Or(s.Model, OS) }
+
+// CloneOf says what a guest was cloned from.
+type CloneOf struct {
+	Guest    string `json:"guest"`              // id
+	Snapshot string `json:"snapshot,omitempty"` // id; empty: what the guest was when the clone was made
+	Memory   bool   `json:"memory,omitempty"`   // it goes on from where the other was
+}
+
+// RestoreOf is a wish to go back to a snapshot.
+type RestoreOf struct {
+	Wish     int64  `json:"wish"` // raised by each
+	Snapshot string `json:"snapshot"`
+	Memory   bool   `json:"memory,omitempty"` // and to go on from the memory in it
+}
+
+// RestoreWanted reports whether g is still to go back to a snapshot.
+func (g Guest) RestoreWanted() bool {
+	return g.Spec.Restore != nil && g.Spec.Restore.Wish > g.Status.Restored
+}
+
+// CloneWanted reports whether g's writable layer is still to be made of
+// another's.
+func (g Guest) CloneWanted() bool { return g.Spec.Clone != nil && !g.Status.Cloned }

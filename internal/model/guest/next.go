@@ -9,19 +9,22 @@ type Step string
 const (
 	Rest    Step = ""
 	Place   Step = "place"
+	Clone   Step = "clone"   // the writable layer, from another guest's
+	Recover Step = "restore" // the writable layer as it was when a snapshot was taken
 	Convert Step = "convert" // the writable layer to the form that the model needs
 	Prepare Step = "prepare"
 	Start   Step = "start"
 	Freeze  Step = "pause"
 	Thaw    Step = "resume"
 	Stop    Step = "stop"
+	Save    Step = "save" // the memory, and stop
 	Release Step = "release"
 	Destroy Step = "destroy" // the writable layer; only ever on the way to Gone
 	Forget  Step = "forget"
 )
 
 var doing = map[Step]string{
-	Place: "placing", Convert: "converting", Prepare: "preparing", Start: "starting", Freeze: "pausing", Thaw: "resuming",
+	Place: "placing", Clone: "cloning", Recover: "restoring", Convert: "converting", Save: "saving", Prepare: "preparing", Start: "starting", Freeze: "pausing", Thaw: "resuming",
 	Stop: "stopping", Release: "releasing", Destroy: "removing", Forget: "removing",
 }
 
@@ -55,11 +58,13 @@ func Next(g Guest, at Phase, last Seen) Step {
 	case Running, Paused:
 		return g.nextUp(at, want)
 	case Ready, Placed:
+		if s := g.nextLayer(last); s != Rest && want != Gone {
+			if at == Ready {
+				return Release
+			}
+			return s
+		}
 		switch {
-		case last.Misfit && want != Gone && at == Ready:
-			return Release
-		case last.Misfit && want != Gone:
-			return Convert // at once, also if it stays down: who asked for it learns whether it can be
 		case up && last.Cooling && !g.rebootWanted():
 			return Rest // the restart policy waits; the reconciler looks again when it is over
 		case up && at == Ready:
@@ -80,9 +85,25 @@ func Next(g Guest, at Phase, last Seen) Step {
 	return Rest
 }
 
+// nextLayer is what is to be done to the writable layer of a guest that is down,
+// at once, also if it stays down: who asked for it learns whether it can be.
+func (g Guest) nextLayer(last Seen) Step {
+	switch {
+	case g.CloneWanted():
+		return Clone
+	case g.RestoreWanted():
+		return Recover
+	case last.Misfit:
+		return Convert
+	}
+	return Rest
+}
+
 // nextUp is Next for a guest that is up.
 func (g Guest) nextUp(at, want Phase) Step {
 	switch {
+	case g.Spec.Power == Saved && want == Placed && !g.rebootWanted():
+		return Save
 	case g.rebootWanted(), want != Running && want != Paused:
 		return Stop
 	case at == want:
@@ -102,7 +123,7 @@ func (g Guest) goal(last Seen) Phase {
 		return Gone
 	case g.Spec.Ephemeral && g.Status.Boots > 0 && (ended || g.Spec.Power == Off):
 		return Gone
-	case g.Spec.Power == Off, ended:
+	case g.Spec.Power == Off, g.Spec.Power == Saved, ended:
 		return Placed
 	case g.Spec.Power == Held:
 		return Paused

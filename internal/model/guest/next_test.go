@@ -15,6 +15,8 @@ func apply(s Step, placed bool, w Seen) (bool, bool, Seen) {
 		return true, false, w
 	case Convert:
 		w.Misfit = false
+	case Recover:
+		w.Misfit = true // the snapshot may be from when the guest was of another model
 	case Prepare:
 		w.Attached = true
 	case Start:
@@ -23,7 +25,7 @@ func apply(s Step, placed bool, w Seen) (bool, bool, Seen) {
 		w.Frozen = true
 	case Thaw:
 		w.Frozen = false
-	case Stop:
+	case Stop, Save:
 		w.Alive, w.Frozen = false, false
 	case Release:
 		w.Attached = false
@@ -33,6 +35,18 @@ func apply(s Step, placed bool, w Seen) (bool, bool, Seen) {
 		return false, true, w
 	}
 	return placed, false, w
+}
+
+// note is what a step leaves in the record.
+func (g *Guest) note(s Step) {
+	switch s {
+	case Start:
+		g.Status.Boots = g.Spec.Boots
+	case Clone:
+		g.Status.Cloned = true
+	case Recover:
+		g.Status.Restored = g.Spec.Restore.Wish
+	}
 }
 
 func possible(w Seen) bool {
@@ -48,9 +62,9 @@ func possible(w Seen) bool {
 // everyStart calls visit with every state a guest can be found in, under every
 // wish.
 func everyStart(visit func(g Guest, placed bool, w Seen)) {
-	for _, power := range []Power{Off, On, Held} {
+	for _, power := range []Power{Off, On, Held, Saved} {
 		for _, restart := range []Restart{Never, OnFailure, Always} {
-			for bits := range 1 << 13 {
+			for bits := range 1 << 15 {
 				bit := func(i int) bool { return bits>>i&1 == 1 }
 				w := Seen{Attached: bit(1), Alive: bit(2), Frozen: bit(3), Exited: bit(4), Failed: bit(5), Cooling: bit(6), Lost: bit(7), Misfit: bit(12)}
 				if !possible(w) {
@@ -64,6 +78,12 @@ func everyStart(visit func(g Guest, placed bool, w Seen)) {
 				}
 				if bit(11) {
 					g.Deleting = &time.Time{}
+				}
+				if bit(13) {
+					g.Spec.Clone = &CloneOf{}
+				}
+				if bit(14) {
+					g.Spec.Restore = &RestoreOf{Wish: 1}
 				}
 				visit(g, bit(0), w)
 			}
@@ -88,14 +108,12 @@ func TestConverges(t *testing.T) {
 				}
 				return
 			}
-			key := fmt.Sprint(placed, w, g.Status.Boots)
+			key := fmt.Sprint(placed, w, g.Status.Boots, g.Status.Cloned, g.Status.Restored)
 			if been[key] {
 				t.Fatalf("%+v: goes round through %s by %s", g, key, s)
 			}
 			been[key], longest = true, max(longest, i+1)
-			if s == Start {
-				g.Status.Boots = g.Spec.Boots
-			}
+			g.note(s)
 			placed, gone, w = apply(s, placed, w)
 		}
 	})
@@ -130,11 +148,12 @@ func TestFitsBeforeItBoots(t *testing.T) {
 				return
 			case w.Misfit && (s == Prepare || s == Start):
 				t.Fatalf("%+v %+v: %s with a layer of the wrong form", g, w, s)
-			case s == Convert && (!w.Misfit || w.Attached || w.Alive || g.Deleting != nil):
-				t.Fatalf("%+v %+v: converts", g, w)
-			case s == Start:
-				g.Status.Boots = g.Spec.Boots
+			case s == Convert && !w.Misfit, (s == Convert || s == Clone || s == Recover) && (w.Attached || w.Alive || g.Deleting != nil):
+				t.Fatalf("%+v %+v: %s", g, w, s)
+			case (s == Prepare || s == Start) && (g.CloneWanted() || g.RestoreWanted()):
+				t.Fatalf("%+v %+v: %s without the layer that was asked for", g, w, s)
 			}
+			g.note(s)
 			placed, _, w = apply(s, placed, w)
 		}
 	})
@@ -172,6 +191,9 @@ func TestWishes(t *testing.T) {
 	}{
 		{"off stays down", Spec{Power: Off, Restart: Always}, crashed, Placed},
 		{"off goes down", Spec{Power: Off}, up, Placed},
+		{"saved goes down", Spec{Power: Saved, Restart: Always}, up, Placed},
+		{"saved stays down", Spec{Power: Saved, Restart: Always}, crashed, Placed},
+		{"saved, but asked again", Spec{Power: On, Boots: 2}, Seen{}, Running},
 		{"on comes up", Spec{Power: On}, Seen{}, Running},
 		{"on resumes", Spec{Power: On}, Seen{Attached: true, Alive: true, Frozen: true}, Running},
 		{"paused comes up and freezes", Spec{Power: Held}, Seen{}, Paused},
@@ -195,15 +217,23 @@ func TestWishes(t *testing.T) {
 			placed, w := true, c.seen
 			for range 9 {
 				s := Next(g, w.Phase(placed), w)
-				if s == Start {
-					g.Status.Boots = g.Spec.Boots
-				}
+				g.note(s)
 				placed, _, w = apply(s, placed, w)
 			}
 			if at := w.Phase(placed); at != c.ends {
 				t.Errorf("ends in phase %s, want %s", at, c.ends)
 			}
 		})
+	}
+}
+
+// TestSavedIsSaved: a wish to save never becomes a stop, which would lose what
+// was to be kept.
+func TestSavedIsSaved(t *testing.T) {
+	for _, at := range []Phase{Running, Paused} {
+		if s := Next(Guest{Spec: Spec{Power: Saved, Boots: 1}, Status: Status{Boots: 1}}, at, Seen{Attached: true, Alive: true}); s != Save {
+			t.Errorf("in phase %s the next step is %q, want %q", at, s, Save)
+		}
 	}
 }
 

@@ -11,6 +11,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
 	"lodge/internal/storage"
 )
@@ -72,7 +73,7 @@ func (p *btrfsPool) snapshot(volume, name string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.incoming().Done(fresh, lock, p.discard)) }()
+	defer func() { err = errs.Also(err, p.incoming().Done(fresh, lock, p.discard)) }()
 	if err := snapshotSubvolume(p.Path(volume), fresh); err != nil {
 		return err
 	}
@@ -177,7 +178,7 @@ func (p *btrfsPool) restore(volume, name string) (err error) {
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, p.incoming().Done(fresh, lock, p.discard))
+		err = errs.Also(err, p.incoming().Done(fresh, lock, p.discard))
 		p.wake()
 	}()
 	if err := snapshotSubvolume(p.SnapshotPath(volume, name), fresh); err != nil {
@@ -229,7 +230,7 @@ func (p *btrfsPool) clone(source, to string) (err error) {
 	if err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, p.incoming().Done(fresh, lock, p.discard)) }()
+	defer func() { err = errs.Also(err, p.incoming().Done(fresh, lock, p.discard)) }()
 	if err := snapshotSubvolume(source, fresh); err != nil {
 		return err
 	}

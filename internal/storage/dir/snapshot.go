@@ -9,6 +9,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
 	"lodge/internal/base/trees"
 	"lodge/internal/storage"
@@ -90,7 +91,7 @@ func (p *dirPool) fresh(ctx context.Context, from string, place func(fresh strin
 		return err
 	}
 	defer func() {
-		err = errors.Join(err, p.incoming().Done(fresh, lock, p.discard))
+		err = errs.Also(err, p.incoming().Done(fresh, lock, p.discard))
 		p.cleaner.wake()
 	}()
 	src, err := os.Open(from)

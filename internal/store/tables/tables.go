@@ -11,11 +11,12 @@ import (
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
+	"lodge/internal/model/snapshot"
 	"lodge/internal/store"
 )
 
 // Tables is all of them. A holder's record has the id of its guest, which is
-// also its name; a lease's name is "NETWORK/ADDRESS".
+// also its name; a lease's name is "NETWORK/ADDRESS", a snapshot's "GUEST-ID/NAME".
 type Tables struct {
 	Guests     *store.Table[guest.Spec, guest.Status]
 	Holders    *store.Table[guest.Holder, struct{}]
@@ -25,6 +26,7 @@ type Tables struct {
 	Networks   *store.Table[network.Spec, network.Status]
 	Leases     *store.Table[network.LeaseSpec, struct{}]
 	Forwards   *store.Table[forward.Spec, forward.Status]
+	Snapshots  *store.Table[snapshot.Spec, snapshot.Status]
 	Operations *store.Table[operation.Spec, operation.Status]
 }
 
@@ -40,6 +42,7 @@ func Open(s *store.Store) *Tables {
 		Networks:   store.NewTable[network.Spec, network.Status](s, network.Kind),
 		Leases:     store.NewTable[network.LeaseSpec, struct{}](s, network.Lease),
 		Forwards:   store.NewTable[forward.Spec, forward.Status](s, forward.Kind),
+		Snapshots:  store.NewTable[snapshot.Spec, snapshot.Status](s, snapshot.Kind),
 		Operations: store.NewTable[operation.Spec, operation.Status](s, operation.Kind),
 	}
 }
@@ -51,6 +54,7 @@ type (
 	KernelRecord    = store.Record[kernel.Spec, kernel.Status]
 	PoolRecord      = store.Record[pool.Spec, pool.Status]
 	NetworkRecord   = store.Record[network.Spec, network.Status]
+	SnapshotRecord  = store.Record[snapshot.Spec, snapshot.Status]
 	ForwardRecord   = store.Record[forward.Spec, forward.Status]
 	OperationRecord = store.Record[operation.Spec, operation.Status]
 )

@@ -1,0 +1,213 @@
+package guests
+
+import (
+	"context"
+	"errors"
+	"os"
+	"path/filepath"
+	"time"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/base/fsx"
+	"lodge/internal/base/units"
+	"lodge/internal/engine"
+	"lodge/internal/model/guest"
+	"lodge/internal/storage"
+)
+
+// A guest's saved memory lies in its volume, so that a snapshot holds both at
+// one moment. It is good only as long as nothing was written to the disks
+// since: before a guest goes on, from it or otherwise, it gets another name, and
+// it is removed once the guest runs.
+const (
+	memoryDir  = "memory"
+	memoryUsed = "memory.used"
+	memoryNew  = "memory.new" // swept if nobody finishes it
+	ownerFile  = "guest"      // in it: the id of the guest whose memory it is
+)
+
+// dropMemory removes the memory that lies in a volume.
+func dropMemory(dir string) error {
+	return errors.Join(os.RemoveAll(filepath.Join(dir, memoryDir)), os.RemoveAll(filepath.Join(dir, memoryUsed)))
+}
+
+// withMemory calls act while the guest stands still and its memory lies in its
+// volume.
+func (r *Reconciler) withMemory(ctx context.Context, g guest.Guest, m engine.Machine, pool storage.Pool, act func() error) error {
+	s, ok := m.(engine.Saver)
+	if !ok {
+		return cannot(g, "save its memory")
+	}
+	return halted(ctx, m, func() error {
+		dir := pool.Path(g.ID)
+		if err := saveMemory(ctx, g, s, pool); err != nil {
+			return err
+		}
+		return errs.Also(act(), dropMemory(dir))
+	})
+}
+
+// saveMemory writes the memory of a guest that stands still into its volume.
+func saveMemory(ctx context.Context, g guest.Guest, s engine.Saver, pool storage.Pool) error {
+	space, err := pool.Space(ctx)
+	if err != nil {
+		return err
+	}
+	if space.Free < g.Spec.Memory+spare {
+		return &errs.Error{Op: "guest.save", Kind: errs.NoSpace, Ref: g.Key().String(),
+			Msg:  "its memory takes up to " + units.Bytes(g.Spec.Memory+spare) + " on the pool, and " + units.Bytes(space.Free) + " are free",
+			Hint: "make room, or make the pool larger"}
+	}
+	dir := pool.Path(g.ID)
+	fresh := filepath.Join(dir, memoryNew)
+	if err := os.RemoveAll(fresh); err != nil {
+		return err
+	}
+	if err := os.Mkdir(fresh, 0o700); err != nil {
+		return err
+	}
+	if err := s.Save(ctx, fresh); err != nil {
+		return errs.Also(err, os.RemoveAll(fresh))
+	}
+	if err := os.WriteFile(filepath.Join(fresh, ownerFile), []byte(g.ID), 0o600); err != nil {
+		return err
+	}
+	if err := syncVolume(dir); err != nil {
+		return err
+	}
+	if err := os.RemoveAll(filepath.Join(dir, memoryDir)); err != nil {
+		return err
+	}
+	if err := os.Rename(fresh, filepath.Join(dir, memoryDir)); err != nil {
+		return err
+	}
+	return fsx.SyncDir(dir)
+}
+
+// save keeps a guest's memory and takes it down.
+func (r *Reconciler) save(ctx context.Context, g guest.Guest) (time.Duration, error) {
+	pool, err := r.Pools.Get(g.Spec.Pool)
+	if err != nil {
+		return 0, err
+	}
+	m, _, err := r.machine(ctx, g.ID)
+	if err != nil {
+		return 0, err
+	}
+	defer m.Close()
+	s, ok := m.(engine.Saver)
+	p, pauses := m.(engine.Pauser)
+	if !ok || !pauses {
+		return 0, cannot(g, "save its memory")
+	}
+	if err := p.Pause(ctx); err != nil {
+		return 0, err
+	}
+	if err := saveMemory(ctx, g, s, pool); err != nil {
+		return 0, errs.Also(err, errors.Join(dropMemory(pool.Path(g.ID)), p.Resume(context.WithoutCancel(ctx))))
+	}
+	return killAgain, r.kill(ctx, g.ID)
+}
+
+// resuming gives a guest that is about to start the memory that it goes on from,
+// if there is one. From here on the memory is used up: if the guest ends, its
+// disks have gone on. An engine that cannot use it starts the guest afresh.
+func (r *Reconciler) resuming(g guest.Guest, info engine.Info, parts *engine.Parts) error {
+	if held, err := r.Keepers.Find(g.ID); err == nil && held.State().Exit == nil {
+		return nil // an earlier daemon started it and could not say so
+	}
+	dir := parts.Root.Writable
+	memory, used := filepath.Join(dir, memoryDir), filepath.Join(dir, memoryUsed)
+	if err := os.RemoveAll(used); err != nil {
+		return err
+	}
+	if !exists(memory) {
+		return nil // unless it is a template's
+	}
+	if !info.Can.Save {
+		return dropMemory(dir)
+	}
+	if err := os.Rename(memory, used); err != nil {
+		return err
+	}
+	parts.Memory = used
+	return fsx.SyncDir(dir)
+}
+
+// notResumed takes back what resuming did, for a guest that did not start.
+func notResumed(parts *engine.Parts) error {
+	used := filepath.Join(parts.Root.Writable, memoryUsed)
+	if parts.Memory != used {
+		return nil
+	}
+	parts.Memory = ""
+	return os.Rename(used, filepath.Join(parts.Root.Writable, memoryDir))
+}
+
+// foreign reports whether a guest goes on from the memory of another, and needs
+// an identity of its own.
+func foreign(g guest.Guest, memory string) bool {
+	if memory == "" {
+		return false
+	}
+	owner, err := os.ReadFile(filepath.Join(memory, ownerFile))
+	return err != nil || string(owner) != g.ID
+}
+
+// settleMemory removes the memory that a guest which runs has gone on from. One
+// that goes on from another's gets an identity of its own first.
+func (r *Reconciler) settleMemory(ctx context.Context, g guest.Guest) error {
+	pool, err := r.Pools.Get(g.Spec.Pool)
+	if err != nil {
+		return err
+	}
+	dir := pool.Path(g.ID)
+	used := filepath.Join(dir, memoryUsed)
+	if exists(used) && foreign(g, used) {
+		// A daemon that died before it could do this left it.
+		if err := r.giveIdentity(ctx, g); err != nil {
+			return err
+		}
+	}
+	return dropMemory(dir)
+}
+
+// identityTime is how long a guest that goes on from another's memory may take
+// to answer.
+const identityTime = 30 * time.Second
+
+func (r *Reconciler) giveIdentity(ctx context.Context, g guest.Guest) error {
+	ctx, cancel := context.WithTimeout(ctx, identityTime)
+	defer cancel()
+	m, _, err := r.machine(ctx, g.ID)
+	if err != nil {
+		return err
+	}
+	defer m.Close()
+	n, ok := m.(engine.Renewer)
+	if !ok {
+		return cannot(g, "be given an identity while it runs")
+	}
+	return n.Renew(ctx)
+}
+
+// tidyMemory removes what memory lies in the volume of a guest that rests and
+// is good for nothing any more, and reports whether it goes on from it with its
+// next start. Whoever wants a guest off, and not saved, wants no more of it.
+func (r *Reconciler) tidyMemory(ctx context.Context, g guest.Guest, at guest.Phase) (saved bool, err error) {
+	if at == guest.Running || at == guest.Paused {
+		return false, r.settleMemory(ctx, g)
+	}
+	pool, err := r.Pools.Get(g.Spec.Pool)
+	if err != nil {
+		return g.Status.Saved, nil // what was
+	}
+	dir := pool.Path(g.ID)
+	if !exists(filepath.Join(dir, memoryDir)) {
+		return false, nil
+	}
+	if g.Spec.Power == guest.Off {
+		return false, dropMemory(dir)
+	}
+	return true, nil
+}
