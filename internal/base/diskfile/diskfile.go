@@ -140,6 +140,21 @@ var cut = bad("the file ends within its header")
 // not closed cleanly, kind of compression, finer clusters.
 const qcow2Harmless = 1<<0 | 1<<3 | 1<<4
 
+// Overlay returns the size of a qcow2 that may lie on another file, but is
+// otherwise one that Look takes. Whoever opens it must say what it lies on, and
+// not follow the name in it.
+func Overlay(r io.ReaderAt) (uint64, error) {
+	head := make([]byte, sector)
+	if n, err := r.ReadAt(head, 0); err != nil && !errors.Is(err, io.EOF) {
+		return 0, err
+	} else if !at(head[:n], 0, magics[0].text) {
+		return 0, bad("the file is no qcow2")
+	}
+	clear(head[8:20]) // the name of the other file
+	h, err := qcow2(head)
+	return h.Size, err
+}
+
 func qcow2(b []byte) (Header, error) {
 	if len(b) < 104 {
 		return Header{}, cut

@@ -49,8 +49,9 @@ type Layers interface {
 	// chooses) with the folders of an overlay in it.
 	Volume(ctx context.Context, path string, size uint64) error
 	// Overlay makes path a qcow2 disk of size bytes, of which what was never
-	// written is that of the disk base in the given format.
-	Overlay(ctx context.Context, path, base, format string, size uint64) error
+	// written is that of the qcow2 base, or zeros where base is "". One that
+	// is there and smaller grows.
+	Overlay(ctx context.Context, path, base string, size uint64) error
 }
 
 // Options is what a Reconciler works with; every field but Tell is needed.

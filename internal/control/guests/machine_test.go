@@ -30,8 +30,8 @@ func (l *layers) Volume(_ context.Context, path string, size uint64) error {
 	return nil
 }
 
-func (l *layers) Overlay(_ context.Context, path, base, format string, size uint64) error {
-	l.overlay, l.size = path+" on "+base+" "+format, size
+func (l *layers) Overlay(_ context.Context, path, base string, size uint64) error {
+	l.overlay, l.size = path+" on "+base, size
 	return nil
 }
 
@@ -175,24 +175,42 @@ func TestKernelThatIsBeingMade(t *testing.T) {
 	w.expect(w.settle(), guest.Running)
 }
 
-func TestDiskImage(t *testing.T) {
+// runDisk runs a guest of an image that is a disk.
+func runDisk(t *testing.T, format string) *world {
+	t.Helper()
 	w, _ := newBox(t, guest.Spec{Power: guest.On, Boots: 1, CPUs: 2, Image: "win", Digest: "d", Disk: 1 << 30})
 	rec, err := w.r.Tables.Images.Create(t.Context(), "win", image.Spec{})
 	if err != nil {
 		t.Fatal(err)
 	}
 	if _, err := w.r.Tables.Images.SetStatus(t.Context(), rec.ID, func(s *image.Status) error {
-		s.Digest, s.Info = "d", image.Info{Disk: "raw", DiskSize: 5 << 30}
+		s.Digest, s.Info = "d", image.Info{Disk: format, DiskSize: 5 << 30}
 		return nil
 	}); err != nil {
 		t.Fatal(err)
 	}
 	w.expect(w.settle(), guest.Running)
+	return w
+}
+
+func TestDiscImage(t *testing.T) {
+	w := runDisk(t, "iso")
 	p := w.e.parts
-	if p.Root.Own == nil || p.Root.Own.Boot != 1 || p.Root.Volume != "" || w.kernels.asked != "" {
+	if p.Root.Own == nil || p.Root.Base != "" || w.layers.overlay != p.Root.Own.Path+" on " || w.layers.size != 1<<30 {
+		t.Errorf("%+v, overlay %q of %d bytes", p.Root, w.layers.overlay, w.layers.size)
+	}
+	if len(p.Disks) != 1 || !p.Disks[0].Optical || !p.Disks[0].ReadOnly || p.Disks[0].Path != "/blobs/d" || p.Disks[0].Boot <= p.Root.Own.Boot {
+		t.Errorf("discs: %+v", p.Disks)
+	}
+}
+
+func TestDiskImage(t *testing.T) {
+	w := runDisk(t, "qcow2")
+	p := w.e.parts
+	if p.Root.Own == nil || p.Root.Own.Boot != ownBoot || p.Root.Volume != "" || w.kernels.asked != "" {
 		t.Errorf("%+v, kernel asked for: %q", p.Root, w.kernels.asked)
 	}
-	if want := filepath.Join(w.dir, "root.qcow2") + " on /blobs/d raw"; w.layers.overlay != want || w.layers.size != 5<<30 {
+	if want := filepath.Join(w.dir, "root.qcow2") + " on /blobs/d"; w.layers.overlay != want || w.layers.size != 5<<30 {
 		t.Errorf("overlay %q of %d bytes", w.layers.overlay, w.layers.size)
 	}
 	if p.CPUSet != nil {

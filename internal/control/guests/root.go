@@ -1,10 +1,12 @@
 package guests
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"path/filepath"
 
+	"lodge/internal/base/diskfile"
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/layer"
@@ -69,18 +71,40 @@ func (r *Reconciler) attachRoot(ctx context.Context, g guest.Guest, pool storage
 	if p.Root.Base, err = r.Images.File(g.Spec.Digest); err != nil {
 		return err
 	}
-	size := g.Spec.Disk
 	if form == guest.Disk {
-		size = max(size, p.Image.DiskSize)
-		p.Root.Own = &engine.Disk{Name: "root", Path: filepath.Join(p.Root.Writable, diskFile), Format: "qcow2", Boot: 1}
-		if r.alive(g.ID) {
-			return nil
-		}
-		return r.Layers.Overlay(ctx, p.Root.Own.Path, p.Root.Base, p.Image.Disk, size)
+		return r.attachDisk(ctx, g, p)
 	}
 	p.Root.Volume = filepath.Join(p.Root.Writable, volumeFile)
 	return nil // attachVolume makes it, once it is known what the guest is made of
 }
+
+// What a guest of a disk image has beside the disks of its spec: its own disk,
+// and the disc that it is installed from if the image is one. Firmware tries
+// them after all that have a place in the spec; no disk there can be called as
+// the disc is.
+const (
+	ownDisk, ownBoot = "root", 100
+	ownDisc          = "_disc"
+)
+
+// attachDisk makes the disk ready that a guest boots. Of an image that is a
+// disc it is empty at first.
+func (r *Reconciler) attachDisk(ctx context.Context, g guest.Guest, p *engine.Parts) error {
+	size := max(g.Spec.Disk, p.Image.DiskSize)
+	if p.Image.Disk == string(diskfile.ISO) {
+		p.Disks = append(p.Disks, engine.Disk{Name: ownDisc, Path: p.Root.Base, Format: "raw", ReadOnly: true, Optical: true, Boot: ownBoot + 1})
+		p.Root.Base, size = "", cmp.Or(g.Spec.Disk, discGuestDisk)
+	}
+	p.Root.Own = &engine.Disk{Name: ownDisk, Path: filepath.Join(p.Root.Writable, diskFile), Format: "qcow2", Boot: ownBoot}
+	if r.alive(g.ID) {
+		return nil
+	}
+	return r.Layers.Overlay(ctx, p.Root.Own.Path, p.Root.Base, size)
+}
+
+// discGuestDisk is the size of the disk of a guest that is installed from a
+// disc and has no limit.
+const discGuestDisk = 10 << 30
 
 func (r *Reconciler) attachTree(ctx context.Context, g guest.Guest, pool storage.Pool, p *engine.Parts) (err error) {
 	p.Root.Quota = g.Spec.Disk

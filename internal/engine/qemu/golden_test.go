@@ -68,6 +68,10 @@ func TestCommandLine(t *testing.T) {
 			own("", engine.Disk{Path: "/pool/disk", Format: "raw"})(g, p, h)
 			p.Disks = append(p.Disks, engine.Disk{Name: "installer", Path: "/iso/a,b.iso", Format: "raw", Optical: true, Boot: 1})
 		},
+		"overlay": func(g *guest.Guest, p *engine.Parts, h *host) {
+			own("", engine.Disk{Path: "/pool/disk", Format: "qcow2"})(g, p, h)
+			p.Root.Base = "/images/base.qcow2"
+		},
 		"uefi-secure": func(g *guest.Guest, p *engine.Parts, h *host) {
 			own("debian", engine.Disk{Path: "/pool/disk", Format: "qcow2"})(g, p, h)
 			g.Spec.Hardware.Firmware, g.Spec.Memory = "uefi-secure", 2<<30

@@ -48,6 +48,7 @@ type drive struct {
 	ReadOnly bool   `json:"read_only,omitempty"`
 	Shared   bool   `json:"shared,omitempty"` // others read the same file
 	Optical  bool   `json:"optical,omitempty"`
+	Over     bool   `json:"over,omitempty"` // what was never written to it is that of the guest's base
 	Boot     int    `json:"boot,omitempty"`
 	Port     string `json:"port,omitempty"` // that it can be unplugged from
 }
@@ -193,7 +194,9 @@ func (w *hardware) furnish(parts engine.Parts) {
 	if w.Kernel {
 		w.Drives = append(w.Drives, drive{Name: baseSerial, Format: "raw", ReadOnly: true, Shared: true}, drive{Name: volumeSerial, Format: "raw"})
 	} else {
-		w.Drives = append(w.Drives, ownDrive(*parts.Root.Own))
+		own := ownDrive(*parts.Root.Own)
+		own.Over = parts.Root.Base != ""
+		w.Drives = append(w.Drives, own)
 	}
 	for _, d := range parts.Disks {
 		readOnly := d.ReadOnly || d.Optical

@@ -21,7 +21,13 @@ const (
 	fdState  = "state" // devices of a saved guest
 	fdVars   = "vars"  // UEFI's variables
 	fdTPM    = "tpm"
+	fdBase   = "base" // the disk that the guest's own lies on
+	fdPort   = "port" // where the BIOS speaks, beside the screen
 )
+
+// speaks says that the BIOS, and boot loaders that speak through it, are seen
+// on the console too.
+func (w hardware) speaks() bool { return !w.Kernel && w.Firmware == "bios" }
 
 func fdDrive(name string) string { return "drive " + name }
 func fdCard(name string) string  { return "card " + name }
@@ -145,6 +151,9 @@ func onOff(b bool) string {
 func (w hardware) identity(l *line, p places) {
 	l.add("-uuid", w.UUID, "-smbios", list("type=1", "manufacturer", "Lodge", "product", "Lodge guest", "version", w.Kind, "serial", p.id, "uuid", w.UUID))
 	l.add("-rtc", "base=utc")
+	if w.speaks() {
+		l.add("-fw_cfg", list("", "name", "etc/sercon-port", "file", descriptor(p, fdPort)))
+	}
 	if w.Kernel {
 		l.add("-kernel", p.kernel, "-initrd", descriptor(p, fdInitrd), "-append", kernelLine)
 	}
@@ -204,18 +213,27 @@ func fileNode(set int, readOnly, shared bool) map[string]any {
 // node names of drives.
 func nodeName(name string) string { return "node-" + name }
 
-// driveNode is a drive's content on top of its file. A qcow2 file names no
-// other here, whatever it says.
-func driveNode(d drive, file map[string]any) map[string]any {
+// driveNode is a drive's content on top of its file. A qcow2 file lies on base
+// (nil: on none), whatever it names itself.
+func driveNode(d drive, file, base map[string]any) map[string]any {
 	n := map[string]any{"node-name": nodeName(d.Name), "driver": d.Format, "file": file, "read-only": d.ReadOnly, "discard": "unmap"}
 	if d.Format == "qcow2" {
-		n["backing"] = nil
+		n["backing"] = base
 	}
 	return n
 }
 
-// driveSets is the number before that of the first drive's set.
-const driveSets = 1
+// driveSets is the number of the first drive's set, and baseSet that of the disk
+// below the guest's own: no machine has as many drives.
+const (
+	driveSets = 1
+	baseSet   = 1000
+)
+
+// baseNode is the disk that the guest's own lies on.
+func (l *line) baseNode(p places) map[string]any {
+	return map[string]any{"driver": "qcow2", "file": l.file(p, fdBase, baseSet, true, true), "read-only": true, "backing": nil}
+}
 
 func (w hardware) drives(l *line, p places) {
 	for i, port := range w.Ports {
@@ -223,7 +241,11 @@ func (w hardware) drives(l *line, p places) {
 	}
 	sata := 0
 	for i, d := range w.Drives {
-		l.blockdev(driveNode(d, l.file(p, fdDrive(d.Name), driveSets+i, d.ReadOnly, d.Shared)))
+		var base map[string]any
+		if d.Over {
+			base = l.baseNode(p)
+		}
+		l.blockdev(driveNode(d, l.file(p, fdDrive(d.Name), driveSets+i, d.ReadOnly, d.Shared), base))
 		bus := fmt.Sprintf("ide.%d", sata)
 		if d.Optical || !w.Modern {
 			sata++

@@ -64,7 +64,7 @@ func (m *Machine) PlugDisk(ctx context.Context, d engine.Disk) error {
 		if err != nil {
 			return err
 		}
-		if err := c.Do(ctx, "blockdev-add", driveNode(n, fileNode(set, n.ReadOnly, n.Shared)), nil); err != nil {
+		if err := c.Do(ctx, "blockdev-add", driveNode(n, fileNode(set, n.ReadOnly, n.Shared), nil), nil); err != nil {
 			return err
 		}
 		driver, props := w.driveDevice(n, "")

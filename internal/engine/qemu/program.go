@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"context"
+	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
@@ -29,6 +30,9 @@ const (
 	savedDevices = "device"
 	savedMemory  = "ram" // not there if the memory is among the devices
 )
+
+// firstSerial is the first serial line of a PC.
+const firstSerial = 0x3f8
 
 // Program says how the launch helper makes g.
 func (e *Engine) Program(g guest.Guest, parts engine.Parts) (keeper.Program, error) {
@@ -113,6 +117,9 @@ func (b *builder) furnish(l *look) error {
 	if b.parts.Memory != "" {
 		b.open(fdState, launch.Open{Path: filepath.Join(b.parts.Memory, savedDevices), Flags: unix.O_RDONLY})
 	}
+	if b.w.speaks() {
+		b.open(fdPort, launch.Memory{Name: "port", Parts: []launch.Part{{Bytes: binary.LittleEndian.AppendUint16(nil, firstSerial)}}})
+	}
 	if b.w.Kernel {
 		if err := b.kernelFiles(); err != nil {
 			return err
@@ -166,6 +173,9 @@ func (b *builder) driveFiles() error {
 			flags = unix.O_RDONLY
 		}
 		b.open(fdDrive(d.Name), launch.Open{Path: path, Flags: flags})
+		if d.Over {
+			b.open(fdBase, launch.Open{Path: b.parts.Root.Base, Flags: unix.O_RDONLY})
+		}
 	}
 	return nil
 }
