@@ -24,7 +24,7 @@ import (
 func kernelSources(o Options) []kernels.Source {
 	return []kernels.Source{
 		kerneldebian.New(filepath.Join(o.kernelDir(), "cache", "packages")),
-		compiled.New(filepath.Join(o.kernelDir(), "cache", "source")),
+		compiled.New(filepath.Join(o.kernelDir(), "cache", "source"), filepath.Join(o.programs(), agentProgram)),
 	}
 }
 

@@ -64,7 +64,7 @@ func (s *Store) folder(name string) string { return filepath.Join(s.dir, name) }
 // valid refuses what is not the name of a kernel, so that it can become a path.
 func valid(name string) error {
 	sort, rest, ok := strings.Cut(name, "/")
-	if !ok || sort == "tmp" || strings.HasPrefix(rest, ".") || strings.Contains(rest, "/") || !filepath.IsLocal(name) || filepath.Clean(name) != name {
+	if !ok || sort == "tmp" || sort == "cache" || strings.HasPrefix(rest, ".") || strings.Contains(rest, "/") || !filepath.IsLocal(name) || filepath.Clean(name) != name {
 		return errs.Bad("kernel", fmt.Sprintf("%q is not the name of a kernel", name), "such names are linux/debian-12 and um/debian-sid")
 	}
 	return nil

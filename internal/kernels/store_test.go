@@ -197,7 +197,7 @@ func TestRemove(t *testing.T) {
 
 func TestNamesBecomePaths(t *testing.T) {
 	s, dir := open(t)
-	for _, name := range []string{"", "linux", "/etc", "../x", "linux/..", "linux/../../x", "tmp/x", "linux/a/b", "linux/", "linux/.x", "./linux/x"} {
+	for _, name := range []string{"", "linux", "/etc", "../x", "linux/..", "linux/../../x", "tmp/x", "cache/x", "linux/a/b", "linux/", "linux/.x", "./linux/x"} {
 		if err := s.Remove(name); !errs.Is(err, errs.Invalid) {
 			t.Errorf("%q: %v", name, err)
 		}

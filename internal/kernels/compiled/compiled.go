@@ -3,6 +3,7 @@
 package compiled
 
 import (
+	"bytes"
 	"context"
 	_ "embed"
 	"errors"
@@ -13,7 +14,10 @@ import (
 	"runtime"
 	"strconv"
 	"strings"
+	"time"
 
+	"lodge/internal/agent"
+	"lodge/internal/agent/initrd"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
 	"lodge/internal/base/tool"
@@ -26,8 +30,9 @@ import (
 const (
 	op       = "kernel.build"
 	name     = "um/lodge"
-	codename = "sid"   // where the newest source is
-	tree     = 3 << 30 // bytes that the source takes while it is compiled
+	codename = "sid"           // where the newest source is
+	patience = 2 * time.Minute // for a kernel that takes a second
+	tree     = 3 << 30         // bytes that the source takes while it is compiled
 )
 
 //go:embed fragment.config
@@ -36,14 +41,16 @@ var fragment []byte
 // Source compiles a kernel.
 type Source struct {
 	cache string
+	agent string // the guests' first program
 	apt   string // the host's apt configuration
 	turn  chan struct{}
 }
 
-// New returns the source. What it fetched and compiled is kept below dir until
+// New returns the source; a new kernel is tried out with agent as its first
+// program. What it fetched and compiled is kept below dir until
 // the kernel is done, so that a build that was cut off goes on where it was.
-func New(dir string) *Source {
-	return &Source{cache: dir, apt: "/etc/apt", turn: make(chan struct{}, 1)}
+func New(dir, agent string) *Source {
+	return &Source{cache: dir, agent: agent, apt: "/etc/apt", turn: make(chan struct{}, 1)}
 }
 
 // Makes lists the kernel.
@@ -107,7 +114,48 @@ func (s *Source) Make(ctx context.Context, _, dir, work string, told kernels.Tol
 	if made.Support, err = kernels.CopyProgram("/", binary, dir); err != nil {
 		return made, err
 	}
+	if err := s.try(ctx, filepath.Join(dir, made.Kernel), work, told); err != nil {
+		return made, err
+	}
 	return made, os.RemoveAll(s.cache)
+}
+
+// try boots the kernel as far as its first program, the agent, which then
+// complains that nobody told it what guest it is in: the kernel is preferred to
+// those of packages, and must not be where it cannot run. It was linked with
+// this host's own libraries, so it runs as it is.
+func (s *Source) try(ctx context.Context, program, work string, told kernels.Told) error {
+	told("trying it out", 0, 0, "", "")
+	first, err := os.ReadFile(s.agent)
+	if err != nil {
+		return err
+	}
+	var archive bytes.Buffer
+	if err := initrd.Base(&archive, first, nil); err != nil {
+		return err
+	}
+	at := filepath.Join(work, "initrd")
+	if err := os.WriteFile(at, archive.Bytes(), 0o600); err != nil {
+		return err
+	}
+	args := []string{"mem=96M", "initrd=" + at, "con=null", "ssl=null", "con0=null,fd:1", "panic=1", "noreboot"}
+	runs, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	up := false
+	err = tool.Run(runs, op, []string{"HOME=" + work}, func(line string) {
+		if strings.Contains(line, agent.ConfigPath) {
+			up = true
+			cancel()
+		}
+	}, program, args...)
+	switch {
+	case ctx.Err() != nil:
+		return ctx.Err()
+	case !up:
+		return &errs.Error{Op: op, Kind: errs.Unsupported, Msg: "the kernel was compiled, but does not run on this host", Err: err,
+			Hint: "use the kernel of Debian's packages: lodge kernel build um/debian-sid"}
+	}
+	return nil
 }
 
 // source returns the folder of the newest source, which is there already if an
