@@ -48,10 +48,11 @@ func powerOff(how int) {
 
 // Where /init puts things together. All of it is out of the guest's sight.
 const (
-	basePlace   = "/base"
-	volumePlace = "/volume"
-	rootPlace   = "/root"
-	modules     = "/modules"
+	basePlace    = "/base"
+	volumePlace  = "/volume"
+	rootPlace    = "/root"
+	modules      = "/modules"
+	modulesPlace = "/all-modules"
 )
 
 func boot() error {
@@ -132,14 +133,21 @@ func loadModules() error {
 	return os.RemoveAll(modules)
 }
 
-// Options of the guest's root that the host's side of a guest without a kernel
-// of its own uses too: nothing in the layer means anything to this mount alone.
-const overlayOptions = "lowerdir=" + basePlace + ",upperdir=" + volumePlace + "/upper,workdir=" + volumePlace + "/work,index=off,metacopy=off,redirect_dir=off"
+// overlayOptions are those of the guest's root that the host's side of a guest
+// without a kernel of its own uses too: nothing in the layer means anything to
+// this mount alone. Below the image there may be the kernel's modules.
+func overlayOptions(c agent.Config) string {
+	lower := basePlace
+	if c.Modules != "" {
+		lower += ":" + modulesPlace
+	}
+	return "lowerdir=" + lower + ",upperdir=" + volumePlace + "/upper,workdir=" + volumePlace + "/work,index=off,metacopy=off,redirect_dir=off"
+}
 
 // makeRoot lays the writable layer over the image, and returns a folder of the
 // layer's file system.
 func makeRoot(c agent.Config) (*os.File, error) {
-	for _, dir := range []string{basePlace, volumePlace, rootPlace} {
+	for _, dir := range []string{basePlace, volumePlace, rootPlace, modulesPlace} {
 		if err := os.MkdirAll(dir, 0o700); err != nil {
 			return nil, err
 		}
@@ -149,8 +157,12 @@ func makeRoot(c agent.Config) (*os.File, error) {
 		flags                     uintptr
 	}{
 		{"the image", c.Base, basePlace, "erofs", unix.MS_RDONLY},
+		{"the kernel's modules", c.Modules, modulesPlace, "erofs", unix.MS_RDONLY},
 		{"the writable layer", c.Volume, volumePlace, "ext4", unix.MS_NOATIME},
 	} {
+		if d.device == "" && d.place == modulesPlace {
+			continue
+		}
 		path, err := device(d.device)
 		if err != nil {
 			return nil, err
@@ -169,7 +181,7 @@ func makeRoot(c agent.Config) (*os.File, error) {
 		return nil, err
 	}
 	for _, uuid := range []string{",uuid=null", ",uuid=off", ""} { // as the kernel knows them
-		err = unix.Mount("overlay", rootPlace, "overlay", unix.MS_NOATIME, overlayOptions+uuid)
+		err = unix.Mount("overlay", rootPlace, "overlay", unix.MS_NOATIME, overlayOptions(c)+uuid)
 		if err != unix.EINVAL {
 			break
 		}

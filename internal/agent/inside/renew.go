@@ -35,7 +35,8 @@ func (a *Agent) renew(r agent.Request) error {
 	c := *r.Config
 	old := a.Config()
 	// What the line is does not change under who uses it.
-	c.Base, c.Volume, c.Channel, c.Credit, c.Mailbox = old.Base, old.Volume, old.Channel, old.Credit, old.Mailbox
+	c.Base, c.Modules, c.Volume = old.Base, old.Modules, old.Volume
+	c.Channel, c.Credit, c.Mailbox = old.Channel, old.Credit, old.Mailbox
 	c.Init, c.Command = old.Init, old.Command
 	if err := seed(r.Entropy); err != nil {
 		return err

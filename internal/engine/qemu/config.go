@@ -15,6 +15,9 @@ const poweredOff = syscall.SIGINT
 func config(g guest.Guest, parts engine.Parts) agent.Config {
 	c := engine.AgentConfig(g, parts)
 	c.Base, c.Volume, c.Channel = "serial:"+baseSerial, "serial:"+volumeSerial, "port:"+agentPort
+	if parts.Kernel.Modules != "" {
+		c.Modules = "serial:" + modulesSerial
+	}
 	return c
 }
 

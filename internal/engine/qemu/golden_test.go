@@ -22,7 +22,7 @@ var some = host{Version: "7.2.22", Machine: "pc-q35-7.2", CPUs: 4, Firmware: fir
 func web1() (guest.Guest, engine.Parts) {
 	g := guest.Guest{Meta: model.Meta{ID: "abcdefghijkmnpqr", Name: "web1"}, Spec: guest.Spec{CPUs: 1.5, Memory: 256 << 20}}
 	p := engine.Parts{Root: engine.Root{Base: "/images/base.erofs", Volume: "/pool/root.ext4"},
-		Kernel: engine.Kernel{Path: "/kernels/vmlinuz", Initrd: "/kernels/initrd"},
+		Kernel: engine.Kernel{Path: "/kernels/vmlinuz", Initrd: "/kernels/initrd", Modules: "/kernels/modules.erofs"},
 		NICs:   []engine.NIC{{Name: "eth0", MAC: "02:00:00:00:00:01", Device: "lg1n0", Master: "lodge0", MTU: 1450}},
 		Disks:  []engine.Disk{{Name: "data", Path: "/pool/data", Format: "raw"}}}
 	return g, p

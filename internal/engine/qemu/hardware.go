@@ -71,9 +71,10 @@ type plug struct {
 
 // The disks of a guest that boots a kernel it is handed.
 const (
-	baseSerial   = "base"
-	volumeSerial = "volume"
-	ownSerial    = "root" // of a guest that boots a disk of its own
+	baseSerial    = "base"
+	modulesSerial = "modules"
+	volumeSerial  = "volume"
+	ownSerial     = "root" // of a guest that boots a disk of its own
 )
 
 // The serial ports that agents listen on: Lodge's, and the one that
@@ -193,6 +194,9 @@ func knowsVirtio(os string) bool {
 func (w *hardware) furnish(parts engine.Parts) {
 	if w.Kernel {
 		w.Drives = append(w.Drives, drive{Name: baseSerial, Format: "raw", ReadOnly: true, Shared: true}, drive{Name: volumeSerial, Format: "raw"})
+		if parts.Kernel.Modules != "" {
+			w.Drives = append(w.Drives, drive{Name: modulesSerial, Format: "raw", ReadOnly: true, Shared: true})
+		}
 	} else {
 		own := ownDrive(*parts.Root.Own)
 		own.Over = parts.Root.Base != ""

@@ -153,7 +153,7 @@ func (b *builder) kernelFiles() error {
 }
 
 func (b *builder) driveFiles() error {
-	paths := map[string]string{baseSerial: b.parts.Root.Base, volumeSerial: b.parts.Root.Volume}
+	paths := map[string]string{baseSerial: b.parts.Root.Base, volumeSerial: b.parts.Root.Volume, modulesSerial: b.parts.Kernel.Modules}
 	if own := b.parts.Root.Own; own != nil {
 		paths = map[string]string{ownSerial: own.Path}
 	}
