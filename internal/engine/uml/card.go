@@ -1,0 +1,212 @@
+package uml
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"os"
+	"slices"
+	"strconv"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/engine"
+	"lodge/internal/launch"
+)
+
+// cards are those that the guest has, as far as this daemon knows: what another
+// one plugged is in the parts by now.
+func (m *Machine) cards() []engine.NIC {
+	m.line.mu.Lock()
+	defer m.line.mu.Unlock()
+	out := slices.Clone(m.parts.NICs)
+	for _, n := range m.line.cards {
+		if !slices.ContainsFunc(out, func(o engine.NIC) bool { return o.Name == n.Name }) {
+			out = append(out, n)
+		}
+	}
+	return out
+}
+
+// spareCard is the number that the guest's kernel counts cards on spare doors
+// from; those it booted with have lower ones.
+const spareCard = 64
+
+// doors are the descriptors of the spare doors in the guest's kernel.
+func doors() [spares]int {
+	j := launch.Jail{Files: []launch.File{lineFile: launch.Pair{}, initrdFile: launch.Memory{}, mailboxFile: launch.Memory{}}}
+	first := j.Descriptor(len(j.Files))
+	var out [spares]int
+	for i := range out {
+		out[i] = first + i
+	}
+	return out
+}
+
+// PlugNIC puts a tap device behind a door that the guest's kernel has open, and
+// tells the kernel and then the agent.
+func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
+	if err := m.runs(); err != nil {
+		return err
+	}
+	if slices.ContainsFunc(m.cards(), func(o engine.NIC) bool { return o.Name == n.Name }) && m.behind(n.Device) >= 0 {
+		return m.refuse(errs.Exists, "plug", "the guest has a network card "+n.Name+" already", "")
+	}
+	i := m.behind("")
+	if i < 0 {
+		return m.refuse(errs.Conflict, "plug", fmt.Sprintf("a paravirtual guest can be given %d network cards while it runs", spares), "restart it")
+	}
+	if err := m.open(i, n); err != nil {
+		return fmt.Errorf("network card %s: %w", n.Name, err)
+	}
+	if _, err := m.manage(ctx, fmt.Sprintf("config vec%d=%s", spareCard+i, cardOptions(doors()[i], n.MAC))); err != nil {
+		return errors.Join(err, shut(n.Device))
+	}
+	m.line.mu.Lock()
+	m.line.cards[n.Name] = n
+	m.line.mu.Unlock()
+	return m.tell(ctx)
+}
+
+// UnplugNIC takes a card away that came while the guest ran, or one that it
+// booted with.
+func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
+	if err := m.runs(); err != nil {
+		return err
+	}
+	all := m.cards()
+	i := slices.IndexFunc(all, func(n engine.NIC) bool { return n.Name == name })
+	if i < 0 {
+		return m.refuse(errs.NotFound, "unplug", "the guest has no network card "+strconv.Quote(name), "")
+	}
+	card := m.behind(all[i].Device) + spareCard
+	if card < spareCard { // it booted with it
+		card = slices.IndexFunc(m.parts.NICs, func(n engine.NIC) bool { return n.Name == name })
+	}
+	if _, err := m.manage(ctx, fmt.Sprintf("remove vec%d", card)); err != nil {
+		return err
+	}
+	m.line.mu.Lock()
+	delete(m.line.cards, name)
+	m.line.mu.Unlock()
+	return shut(all[i].Device)
+}
+
+// behind returns the number of the spare door with this device behind it, or
+// -1; "" is a door that was never used.
+func (m *Machine) behind(device string) int {
+	for i, fd := range doors() {
+		f, err := launch.Take(m.held, fd)
+		if err != nil {
+			continue // the kernel closed it after use
+		}
+		name := ""
+		err = control(f, func(fd int) (err error) {
+			name, err = tapName(fd)
+			return err
+		})
+		f.Close()
+		if err == nil && name == device {
+			return i
+		}
+	}
+	return -1
+}
+
+// tapName is the device behind an open door, "" if there is none yet.
+func tapName(fd int) (string, error) {
+	r, err := unix.NewIfreq("")
+	if err != nil {
+		return "", err
+	}
+	switch err := unix.IoctlIfreq(fd, unix.TUNGETIFF, r); {
+	case errors.Is(err, unix.EBADFD):
+		return "", nil
+	case err != nil:
+		return "", err
+	}
+	return r.Name(), nil
+}
+
+// open makes the tap device of n behind the ith door.
+func (m *Machine) open(i int, n engine.NIC) error {
+	f, err := launch.Take(m.held, doors()[i])
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	if err := shut(n.Device); err != nil { // left by an earlier attempt
+		return err
+	}
+	r, err := unix.NewIfreq(n.Device)
+	if err != nil {
+		return err
+	}
+	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	err = control(f, func(fd int) error {
+		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
+			return err
+		}
+		return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
+	})
+	if err != nil {
+		return err
+	}
+	return join(n)
+}
+
+// control does something with a descriptor that the guest's kernel has too: to
+// ask the file for its number would make it block, for both.
+func control(f *os.File, do func(fd int) error) error {
+	raw, err := f.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var inner error
+	err = raw.Control(func(fd uintptr) { inner = do(int(fd)) })
+	return errors.Join(err, inner)
+}
+
+// join makes the card's host end a port of its bridge and switches it on.
+func join(n engine.NIC) error {
+	l, err := netlink.LinkByName(n.Device)
+	if err != nil {
+		return err
+	}
+	if n.Master != "" {
+		bridge, err := netlink.LinkByName(n.Master)
+		if err != nil {
+			return fmt.Errorf("network interface %s: %w", n.Master, err)
+		}
+		if err := netlink.LinkSetMaster(l, bridge); err != nil {
+			return err
+		}
+	}
+	if n.MTU > 0 {
+		if err := netlink.LinkSetMTU(l, n.MTU); err != nil {
+			return err
+		}
+	}
+	return netlink.LinkSetUp(l)
+}
+
+// shut removes a card's host end, if it is there.
+func shut(device string) error {
+	l, err := netlink.LinkByName(device)
+	if errors.As(err, &netlink.LinkNotFoundError{}) {
+		return nil
+	}
+	if err != nil {
+		return err
+	}
+	return netlink.LinkDel(l)
+}
+
+// tell lets the agent name and address the cards that the guest has now.
+func (m *Machine) tell(ctx context.Context) error {
+	parts := m.parts
+	parts.NICs = m.cards()
+	return m.line.Renew(ctx, config(m.g, parts))
+}
