@@ -111,6 +111,9 @@ func (m Memory) copySparse(s Script, fd plan.Reg) {
 // Tap is a network card's host end, made in the host's network and a port of
 // its bridge. It is there as long as the program has it open. The address of
 // the guest's end is the program's affair.
+//
+// The zero Tap is a door to the host's network with no card behind it yet: who
+// Takes it can put one there.
 type Tap struct {
 	Device  string // at most 15 characters
 	Master  string // bridge, or ""
@@ -122,6 +125,10 @@ type Tap struct {
 func (Tap) count() int { return 1 }
 
 func (t Tap) open(s Script, fds []plan.Reg) {
+	if t.Device == "" {
+		s.Set(fds[0], s.Open("/dev/net/tun", unix.O_RDWR))
+		return
+	}
 	w := s.NewWire()
 	w.Remove(t.Device)
 	fd := s.Open("/dev/net/tun", unix.O_RDWR)

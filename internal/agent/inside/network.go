@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"time"
 
@@ -181,17 +182,27 @@ func missing6(a netip.Addr, err error) bool {
 }
 
 // renumber makes the cards, which may have been another guest's, those of
-// nics: addresses of the other guest go.
-func renumber(nics []agent.NIC) error {
+// nics: addresses of the other guest go. Those of had that are to go are
+// switched off, because some kernels take away none that is in use.
+func renumber(had, nics []agent.NIC) error {
 	w, err := openWire()
 	if err != nil {
 		return err
 	}
 	defer w.close()
+	for _, n := range had {
+		card, err := cardNamed(n.Name)
+		if err != nil || slices.ContainsFunc(nics, func(o agent.NIC) bool { return o.Name == n.Name }) {
+			continue
+		}
+		if err := w.set(card.index, 0, unix.IFF_UP, ""); err != nil {
+			return fmt.Errorf("network card %s: %w", n.Name, err)
+		}
+	}
 	for _, n := range nics {
 		card, err := cardNamed(n.Name)
 		if err != nil {
-			return err
+			continue // it has only just been plugged, and is known by its address
 		}
 		if err := w.adopt(n, card); err != nil {
 			return fmt.Errorf("network card %s: %w", n.Name, err)

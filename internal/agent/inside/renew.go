@@ -44,7 +44,7 @@ func (a *Agent) renew(r agent.Request) error {
 	if err := setClock(r.Time); err != nil {
 		return err
 	}
-	if err := renumber(c.NICs); err != nil {
+	if err := renumber(old.NICs, c.NICs); err != nil {
 		return err
 	}
 	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {

@@ -61,13 +61,13 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 	if err := m.open(i, n); err != nil {
 		return fmt.Errorf("network card %s: %w", n.Name, err)
 	}
-	if _, err := m.manage(ctx, fmt.Sprintf("config vec%d=%s", spareCard+i, cardOptions(doors()[i], n.MAC))); err != nil {
+	if _, err := m.manage(ctx, fmt.Sprintf("config vec%d:%s", spareCard+i, cardOptions(doors()[i], n.MAC))); err != nil {
 		return errors.Join(err, shut(n.Device))
 	}
 	m.line.mu.Lock()
 	m.line.cards[n.Name] = n
 	m.line.mu.Unlock()
-	return m.tell(ctx)
+	return m.tell(ctx, m.cards())
 }
 
 // UnplugNIC takes a card away that came while the guest ran, or one that it
@@ -84,6 +84,10 @@ func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
 	card := m.behind(all[i].Device) + spareCard
 	if card < spareCard { // it booted with it
 		card = slices.IndexFunc(m.parts.NICs, func(n engine.NIC) bool { return n.Name == name })
+	}
+	// The kernel takes away no card that is switched on.
+	if err := m.tell(ctx, slices.Delete(slices.Clone(all), i, i+1)); err != nil {
+		return err
 	}
 	if _, err := m.manage(ctx, fmt.Sprintf("remove vec%d", card)); err != nil {
 		return err
@@ -204,9 +208,10 @@ func shut(device string) error {
 	return netlink.LinkDel(l)
 }
 
-// tell lets the agent name and address the cards that the guest has now.
-func (m *Machine) tell(ctx context.Context) error {
+// tell lets the agent name, address and switch on these cards, and switch off
+// all others.
+func (m *Machine) tell(ctx context.Context, cards []engine.NIC) error {
 	parts := m.parts
-	parts.NICs = m.cards()
+	parts.NICs = cards
 	return m.line.Renew(ctx, config(m.g, parts))
 }

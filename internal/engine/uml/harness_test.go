@@ -90,10 +90,7 @@ func newRig(t *testing.T) *rig {
 // kernelFor takes the kernel out of its packages, unless somebody did already.
 func kernelFor(t *testing.T, dir string) engine.Kernel {
 	t.Helper()
-	name, agent, log := kernelName, os.Getenv("LODGE_TEST_AGENT"), slog.New(slog.DiscardHandler)
-	if agent == "" {
-		agent = enginetest.Build(t, "lodge/cmd/lodge-agent")
-	}
+	name, agent, log := kernelName, enginetest.Build(t, "lodge/cmd/lodge-agent"), slog.New(slog.DiscardHandler)
 	if n := os.Getenv("LODGE_TEST_KERNEL"); n != "" {
 		name = n
 	}
@@ -114,7 +111,7 @@ func kernelFor(t *testing.T, dir string) engine.Kernel {
 	}
 	b, err := store.For(t.Context(), "um", image.Info{}, name)
 	must(t, err)
-	return engine.Kernel{Name: b.Name, Version: b.Version, Path: b.Path, Initrd: b.Initrd, Support: b.Support}
+	return engine.Kernel{Name: b.Name, Version: b.Version, Path: b.Path, Initrd: b.Initrd, Support: b.Support, Modules: b.Modules}
 }
 
 // busyboxImage makes the smallest image that a guest can live in.
@@ -196,7 +193,7 @@ func (r *rig) nic(t *testing.T, n int) engine.NIC {
 // TestEngine holds this engine to the suite of all engines.
 func TestEngine(t *testing.T) {
 	r := newRig(t)
-	enginetest.Run(t, enginetest.Harness{Engine: r.engine, Keepers: r.keeper, KillKeeper: r.kill, Guest: r.guest, NIC: r.nic, OwnKernel: true,
+	enginetest.Run(t, enginetest.Harness{Engine: r.engine, Keepers: r.keeper, KillKeeper: r.kill, Guest: r.guest, NIC: r.nic, OwnKernel: true, Late: true,
 		Anew: func(t *testing.T) engine.Engine {
 			o := r.engine.o
 			for _, l := range r.engine.lines.of {
@@ -205,4 +202,3 @@ func TestEngine(t *testing.T) {
 			return New(o)
 		}})
 }
-

@@ -79,6 +79,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 		if err == nil || m.held.State().Exit != nil {
 			return nil
 		}
+		m.e.o.Log.Warn("an agent does not pass on the wish to stop", "guest", m.g.Name, "err", err)
 	}
 	_, init := engine.FirstProgram(m.g, m.parts)
 	s := m.line.State()

@@ -39,6 +39,7 @@ const (
 	volumeAt    = "/volume"
 	loaderAt    = "/lib64/ld-linux-x86-64.so.2" // where programs of this machine name it
 	librariesAt = "/lib"
+	modulesAt   = "/modules"
 	placesAt    = "/disks"
 )
 
@@ -47,7 +48,8 @@ const (
 	baseDisk    = 0
 	volumeDisk  = 1
 	mailboxDisk = 2
-	firstDisk   = 3
+	modulesDisk = 3
+	firstDisk   = 4
 	disksMax    = 16 // that the kernel's driver has
 )
 
@@ -138,8 +140,11 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 		Filter:  filter,
 		Console: true, Log: engine.ConsoleLog(parts.Dir), LogMax: logMax,
 	}
+	if parts.Kernel.Modules != "" {
+		j.Binds = append(j.Binds, launch.Bind{Host: parts.Kernel.Modules, Inside: modulesAt})
+	}
 	for range spares {
-		j.Files = append(j.Files, launch.Open{Path: "/dev/net/tun", Flags: unix.O_RDWR})
+		j.Files = append(j.Files, launch.Tap{})
 	}
 	for _, n := range parts.NICs {
 		j.Files = append(j.Files, launch.Tap{Device: n.Device, Master: n.Master, MTU: n.MTU})
@@ -202,6 +207,9 @@ func commandLine(g guest.Guest, parts engine.Parts, j launch.Jail, memory uint64
 		// this kernel waits for a device.
 		"lpj=" + loopsPerJiffy,
 	}
+	if parts.Kernel.Modules != "" {
+		argv = append(argv, "ubd"+strconv.Itoa(modulesDisk)+"rc="+modulesAt)
+	}
 	for i, d := range parts.Disks {
 		argv = append(argv, diskArgument(firstDisk+i, d))
 	}
@@ -236,5 +244,8 @@ func config(g guest.Guest, parts engine.Parts) agent.Config {
 	c := engine.AgentConfig(g, parts)
 	c.Base, c.Volume, c.Mailbox = diskDevice(baseDisk), diskDevice(volumeDisk), diskDevice(mailboxDisk)
 	c.Channel, c.Credit = lineDevice, true
+	if parts.Kernel.Modules != "" {
+		c.Modules = diskDevice(modulesDisk)
+	}
 	return c
 }
