@@ -124,6 +124,7 @@ func TestStep(t *testing.T) {
 		{api.Progress{Step: "unpacking", Done: 3}, "unpacking 3"},
 		{api.Progress{Step: "fetching", Done: 1 << 20, Total: 2 << 20, Unit: "bytes", Note: "libc6\x07"}, "fetching " + strings.Repeat("━", 10) + strings.Repeat("─", 10) + " 50% 1MiB/2MiB libc6\ufffd"},
 		{api.Progress{Step: "x", Done: 9, Total: 3}, "x " + strings.Repeat("━", 20) + " 100% 9/3"},
+		{api.Progress{Step: "fetching", Done: 25, Total: 100, Unit: "percent"}, "fetching ━━━━━─────────────── 25%"},
 	} {
 		if got := Step(c.p); got != c.want {
 			t.Errorf("got %q, want %q", got, c.want)

@@ -105,7 +105,10 @@ func Step(s api.Progress) string {
 		part := min(float64(s.Done)/float64(s.Total), 1)
 		const width = 20
 		full := int(part * width)
-		text += fmt.Sprintf(" %s%s %3.0f%% %s/%s", strings.Repeat("━", full), strings.Repeat("─", width-full), part*100, number(s.Done), number(s.Total))
+		text += fmt.Sprintf(" %s%s %3.0f%%", strings.Repeat("━", full), strings.Repeat("─", width-full), part*100)
+		if s.Unit != "percent" {
+			text += fmt.Sprintf(" %s/%s", number(s.Done), number(s.Total))
+		}
 	case s.Done > 0:
 		text += " " + number(s.Done)
 	}

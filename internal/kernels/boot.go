@@ -61,7 +61,8 @@ func (s *Store) Boot(ctx context.Context, name string) (Boot, error) {
 // its predecessors, which guests that run need no more.
 //
 // It is not compressed: packing saves a disk 3 MB, and costs an imitated
-// processor more time at each boot than reading it does.
+// processor more at each boot than reading does (measured: 3.4 against 3.6 s of
+// processor time until the agent had run).
 func (s *Store) initrd(name string, m manifest) (string, error) {
 	s.checking.Lock()
 	defer s.checking.Unlock()

@@ -73,6 +73,7 @@ func configuration(dir, codename string, options []string) string {
 	set("Dir::Cache::srcpkgcache", "")
 	set("APT::Sandbox::User", "root")
 	set("Acquire::Languages", "none")
+	set("Acquire::GzipIndexes", "true")
 	set("Acquire::Retries", "3")
 	for _, o := range options {
 		b.WriteString(o + ";\n")
