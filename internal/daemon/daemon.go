@@ -92,7 +92,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, names{d.tables}, d.guestChanged); err != nil {
+	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, d.kernels, names{d.tables}, d.guestChanged); err != nil {
 		return err
 	}
 	d.pools = control.NewHandles[storage.Pool](pool.Kind)

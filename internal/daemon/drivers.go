@@ -9,6 +9,7 @@ import (
 	"lodge/internal/base/cgroup"
 	"lodge/internal/engine"
 	"lodge/internal/engine/oslevel"
+	"lodge/internal/engine/uml"
 	"lodge/internal/fabric"
 	"lodge/internal/fabric/bridge"
 	"lodge/internal/images"
@@ -18,6 +19,7 @@ import (
 	"lodge/internal/images/tarball"
 	"lodge/internal/kernels"
 	"lodge/internal/model/guest"
+	"lodge/internal/model/kernel"
 	"lodge/internal/storage"
 	"lodge/internal/storage/btrfs"
 	"lodge/internal/storage/dir"
@@ -43,7 +45,7 @@ type drivers struct {
 
 // newDrivers makes them all. changed is called by engines that learn something
 // of a guest that its reconciler should see.
-func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Names, changed func(guestID string)) (drivers, error) {
+func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, store *kernels.Store, names fabric.Names, changed func(guestID string)) (drivers, error) {
 	spool, err := images.OpenSpool(o.spoolDir())
 	if err != nil {
 		return drivers{}, err
@@ -52,6 +54,10 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, names fabric.Nam
 		engines: engine.Set{
 			oslevel.New(oslevel.Options{
 				Launch: filepath.Join(o.programs(), launchProgram), Agent: filepath.Join(o.programs(), agentProgram), Tree: tree, Log: log,
+			}),
+			uml.New(uml.Options{
+				Launch: filepath.Join(o.programs(), launchProgram), Tree: tree, Changed: changed, Log: log,
+				Kernel: func(ctx context.Context) (engine.Kernel, error) { return bootsUsually(ctx, store, kernel.Program) },
 			}),
 		},
 		pools:   map[string]storage.Driver{},

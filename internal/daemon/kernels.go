@@ -57,7 +57,21 @@ func (b bootable) For(ctx context.Context, kind string, im image.Info, wanted st
 	if err != nil {
 		return engine.Kernel{}, b.compiling.OnItsWay(err)
 	}
-	return engine.Kernel{Name: k.Name, Version: k.Version, Path: k.Path, Initrd: k.Initrd, Support: k.Support, Modules: k.Modules}, nil
+	return forEngine(k), nil
+}
+
+func forEngine(k kernels.Boot) engine.Kernel {
+	return engine.Kernel{Name: k.Name, Version: k.Version, Path: k.Path, Initrd: k.Initrd, Support: k.Support, Modules: k.Modules}
+}
+
+// bootsUsually is the kernel of a sort that guests boot which want none by
+// name.
+func bootsUsually(ctx context.Context, store *kernels.Store, sort kernel.Sort) (engine.Kernel, error) {
+	k, err := store.For(ctx, string(sort), image.Info{}, "")
+	if err != nil {
+		return engine.Kernel{}, err
+	}
+	return forEngine(k), nil
 }
 
 // kernelsThere tells the doctor what guests have to boot.

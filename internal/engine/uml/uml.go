@@ -11,11 +11,11 @@ package uml
 
 import (
 	"context"
-	"errors"
 	"log/slog"
 	"os"
 	"runtime"
 	"sync"
+	"time"
 
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
@@ -43,6 +43,10 @@ type Engine struct {
 	lines lines
 
 	filter func() ([]byte, error) // assembled once
+
+	asking sync.Mutex
+	found  engine.Kernel // what Options.Kernel returned last
+	asked  time.Time     // when
 }
 
 var (
@@ -75,20 +79,36 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	if i.Missing, i.Hint = e.missing(); i.Missing != "" {
 		return i, nil
 	}
-	k, err := e.o.Kernel(ctx)
-	switch {
-	case errs.Is(err, errs.NotFound):
-		i.Missing = "there is no kernel for it on this host"
-		if e, ok := errors.AsType[*errs.Error](err); ok {
-			i.Hint = e.Hint
-		}
+	k, err := e.kernel(ctx)
+	if errs.Is(err, errs.NotFound) || errs.Is(err, errs.Busy) {
+		// That is no fault of the host: it is built before the first guest is
+		// made.
+		i.Facts = []engine.Fact{{Name: "kernel", Value: "none yet"}}
 		return i, nil
-	case err != nil:
+	}
+	if err != nil {
 		return i, err
 	}
 	f := e.facts.about(ctx, e, k)
 	i.Version, i.Missing, i.Hint, i.Facts = "Linux "+f.version, f.missing, f.hint, f.list(k)
 	return i, nil
+}
+
+// kernelAge is how long it is not asked again which kernel guests boot: that
+// takes longer than all else of Info, which is asked all the time.
+const kernelAge = 5 * time.Second
+
+func (e *Engine) kernel(ctx context.Context) (engine.Kernel, error) {
+	e.asking.Lock()
+	defer e.asking.Unlock()
+	if !e.asked.IsZero() && time.Since(e.asked) < kernelAge {
+		return e.found, nil
+	}
+	k, err := e.o.Kernel(ctx)
+	if err == nil {
+		e.found, e.asked = k, time.Now()
+	}
+	return k, err
 }
 
 func (e *Engine) missing() (what, hint string) {
