@@ -191,11 +191,15 @@ type Keys struct {
 // Explanation says where a guest is, where it should be, and what is done about
 // it.
 type Explanation struct {
-	Name  string   `json:"name"`
-	Lines []string `json:"lines" doc:"words for a person"`
-	Phase string   `json:"phase"`
-	Goal  string   `json:"goal"`
-	Step  string   `json:"step,omitempty" doc:"the next; empty: it rests" example:"start"`
+	Name    string   `json:"name"`
+	Phase   string   `json:"phase" doc:"as it is seen now" example:"running"`
+	Goal    string   `json:"goal" doc:"the phase that its wishes and rules amount to" example:"running"`
+	Step    string   `json:"step,omitempty" doc:"the next; empty: it rests" example:"stop"`
+	Seen    string   `json:"seen" doc:"words for a person"`
+	Wanted  string   `json:"wanted" doc:"words for a person"`
+	Next    string   `json:"next" doc:"the next step, and why"`
+	Pending []string `json:"pending,omitempty" doc:"what it gets with its next start only"`
+	Problem *Problem `json:"problem,omitempty"`
 }
 
 // GuestStop says how a guest is taken down.
@@ -237,6 +241,7 @@ type ExecRequest struct {
 	TTY     bool     `json:"tty,omitempty"`
 	Rows    uint16   `json:"rows,omitempty"`
 	Cols    uint16   `json:"cols,omitempty"`
+	Wait    int      `json:"wait,omitempty" doc:"seconds to wait for a guest that boots; without, it is an error of kind busy"`
 }
 
 // Frame is the first byte of every websocket message of exec and console: which
@@ -255,6 +260,7 @@ const (
 type Control struct {
 	Resize *Resize `json:"resize,omitempty"`
 	Signal string  `json:"signal,omitempty" example:"INT"`
+	Note   string  `json:"note,omitempty" doc:"words for a person, such as what is waited for"`
 	Exit   *int    `json:"exit,omitempty" doc:"the last message of an exec: the exit status"`
 	Error  *Error  `json:"error,omitempty" doc:"the last message when there is no exit status"`
 }

@@ -15,6 +15,10 @@ import (
 // Session is the wire to a program in a guest or to a guest's console. Its
 // methods may be called from different goroutines.
 type Session struct {
+	// Note is called with words of the server's for a person; may be nil. It
+	// is to be set before Output is called.
+	Note func(words string)
+
 	conn *websocket.Conn
 }
 
@@ -128,6 +132,9 @@ func (s *Session) Output(ctx context.Context, stdout, stderr io.Writer) (int, er
 			var c api.Control
 			if err = json.Unmarshal(p[1:], &c); err != nil {
 				break
+			}
+			if c.Note != "" && s.Note != nil {
+				s.Note(c.Note)
 			}
 			if c.Error != nil {
 				return 0, c.Error

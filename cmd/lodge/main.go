@@ -11,6 +11,7 @@ import (
 
 	"lodge/internal/base/version"
 	"lodge/internal/cli"
+	"lodge/internal/cli/engine"
 	"lodge/internal/cli/forward"
 	"lodge/internal/cli/guest"
 	"lodge/internal/cli/host"
@@ -90,7 +91,7 @@ the local one; LODGE_TOKEN and LODGE_CACERT go with https.`,
 	add(root, "guests", "Guests:", guest.Commands(f)...)
 	add(root, "things", "What guests need:", image.NewGroup(f), kernel.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f))
 	add(root, "files", "Files:", manifest.Commands(f)...)
-	add(root, "host", "The host:", append(host.Commands(f), op.NewGroup(f), guest.NewGroup(f))...)
+	add(root, "host", "The host:", append(host.Commands(f), engine.NewGroup(f), op.NewGroup(f), guest.NewGroup(f), guest.NewDebug(f, host.NewGraph(f)))...)
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodes})
 	return root
 }

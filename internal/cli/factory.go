@@ -124,6 +124,16 @@ func KernelNames(ctx context.Context, c *client.Client) ([]string, error) {
 	return names, err
 }
 
+// EngineNames lists the engines' names.
+func EngineNames(ctx context.Context, c *client.Client) ([]string, error) {
+	v, err := c.Engines(ctx)
+	var names []string
+	for _, e := range v {
+		names = append(names, e.Name+"\t"+e.Model)
+	}
+	return names, err
+}
+
 // PoolNames lists the pools' names.
 func PoolNames(ctx context.Context, c *client.Client) ([]string, error) {
 	v, err := c.Pools(ctx)

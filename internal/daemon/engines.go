@@ -1,11 +1,20 @@
 package daemon
 
 import (
+	"context"
 	"reflect"
 
 	"lodge/api"
 	"lodge/internal/engine"
 )
+
+// probeEngines finds out anew what can run guests here.
+func (d *daemon) probeEngines(ctx context.Context) (all []api.Engine, err error) {
+	for _, i := range d.drivers.engines.Probe(ctx) {
+		all = append(all, engineAPI(i))
+	}
+	return all, nil
+}
 
 // engineAPI describes an engine to a person.
 func engineAPI(i engine.Info) api.Engine {

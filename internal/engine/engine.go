@@ -203,6 +203,12 @@ type Ender interface {
 	Ended(g guest.Guest, parts Parts, e keeper.Exit) (is keeper.Exit, last string)
 }
 
+// Prober is what an engine also is that keeps what it found out of its host.
+type Prober interface {
+	// Forget makes the next Info find it out anew.
+	Forget()
+}
+
 // Info is what an engine can do on this host.
 type Info struct {
 	Name    string

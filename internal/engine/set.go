@@ -31,6 +31,16 @@ func (s Set) Infos(ctx context.Context) []Info {
 	return all
 }
 
+// Probe tells as Infos does, after a new look.
+func (s Set) Probe(ctx context.Context) []Info {
+	for _, e := range s {
+		if p, ok := e.(Prober); ok {
+			p.Forget()
+		}
+	}
+	return s.Infos(ctx)
+}
+
 // Find returns the engine called name, whether or not it can run here.
 func (s Set) Find(ctx context.Context, name string) (Engine, Info, error) {
 	var names []string

@@ -52,10 +52,10 @@ func (s *Server) exec(ctx context.Context, in *GuestName, w *streamWriter, r *ht
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wire := &wireConn{conn: c, ctx: ctx}
-	req, err := execRequest(kind, text)
+	req, patience, err := execRequest(kind, text)
 	if err == nil {
 		var code int
-		if code, err = s.run(ctx, cancel, wire, g.ID, req); err == nil {
+		if code, err = s.run(ctx, cancel, wire, beginning{g.ID, req, patience}); err == nil {
 			wire.control(api.Control{Exit: &code})
 		}
 	}
@@ -81,18 +81,60 @@ func upgrade(w *streamWriter, r *http.Request) (*websocket.Conn, error) {
 	return c, nil
 }
 
-func execRequest(kind websocket.MessageType, text []byte) (session.Request, error) {
+// maxPatience bounds how long a guest that boots is waited for.
+const maxPatience = time.Hour
+
+func execRequest(kind websocket.MessageType, text []byte) (_ session.Request, patience time.Duration, err error) {
 	if kind != websocket.MessageText {
-		return session.Request{}, errs.Bad("", "the first message must be text: an ExecRequest", "")
+		return session.Request{}, 0, errs.Bad("", "the first message must be text: an ExecRequest", "")
 	}
 	q, err := decode[api.ExecRequest](text)
 	if err != nil {
-		return session.Request{}, err
+		return session.Request{}, 0, err
 	}
-	if len(q.Command) == 0 || q.Command[0] == "" {
-		return session.Request{}, errs.Bad("command", "is empty", "give a program and its arguments")
+	patience = time.Duration(q.Wait) * time.Second
+	switch {
+	case len(q.Command) == 0 || q.Command[0] == "":
+		return session.Request{}, 0, errs.Bad("command", "is empty", "give a program and its arguments")
+	case patience < 0 || patience > maxPatience:
+		return session.Request{}, 0, errs.Bad("wait", "is out of range", "give 0 to 3600 seconds")
 	}
-	return session.Request{Argv: q.Command, Env: q.Env, Dir: q.Cwd, User: q.User, TTY: q.TTY, Rows: q.Rows, Cols: q.Cols}, nil
+	return session.Request{Argv: q.Command, Env: q.Env, Dir: q.Cwd, User: q.User, TTY: q.TTY, Rows: q.Rows, Cols: q.Cols}, patience, nil
+}
+
+// beginning is a program that is to run in a guest.
+type beginning struct {
+	guest    string // id
+	request  session.Request
+	patience time.Duration // for a guest that boots
+}
+
+// bootPause is how long a guest that boots is left before it is tried again.
+const bootPause = 100 * time.Millisecond
+
+// begin runs a program in a guest, as soon as it answers.
+func (s *Server) begin(ctx context.Context, w *wireConn, b beginning) (session.Session, error) {
+	for deadline, told := time.Now().Add(b.patience), false; ; told = true {
+		program, err := s.Live.Exec(ctx, b.guest, b.request)
+		if !errs.Is(err, errs.Busy) || time.Now().After(deadline) {
+			return program, err
+		}
+		if !told {
+			w.control(api.Control{Note: personal(err) + "; waiting for it"})
+		}
+		select {
+		case <-ctx.Done():
+			return nil, ctx.Err()
+		case <-time.After(bootPause):
+		}
+	}
+}
+
+func personal(err error) string {
+	if e, ok := errors.AsType[*errs.Error](err); ok {
+		return e.Words()
+	}
+	return err.Error()
 }
 
 // wireConn writes frames. It is safe for concurrent use.
@@ -226,9 +268,9 @@ func (w *wireConn) watch(gone func()) {
 
 // run runs a program in a guest and carries its streams. cancel ends it when
 // the client is gone.
-func (s *Server) run(ctx context.Context, cancel func(), w *wireConn, id string, req session.Request) (int, error) {
-	if req.TTY {
-		return s.runTerminal(ctx, cancel, w, id, req)
+func (s *Server) run(ctx context.Context, cancel func(), w *wireConn, b beginning) (int, error) {
+	if b.request.TTY {
+		return s.runTerminal(ctx, cancel, w, b)
 	}
 	var ours, theirs [3]*os.File
 	defer func() { closeAll(ours[:]); closeAll(theirs[:]) }()
@@ -240,8 +282,8 @@ func (s *Server) run(ctx context.Context, cancel func(), w *wireConn, id string,
 		ours[i], theirs[i] = r, wr
 	}
 	ours[0], theirs[0] = theirs[0], ours[0]
-	req.Stdin, req.Stdout, req.Stderr = theirs[0], theirs[1], theirs[2]
-	program, err := s.Live.Exec(ctx, id, req)
+	b.request.Stdin, b.request.Stdout, b.request.Stderr = theirs[0], theirs[1], theirs[2]
+	program, err := s.begin(ctx, w, b)
 	closeAll(theirs[:])
 	if err != nil {
 		return 0, err
@@ -273,8 +315,8 @@ func (s *Server) run(ctx context.Context, cancel func(), w *wireConn, id string,
 
 // runTerminal runs a program on a terminal. The terminal ends with the
 // program, so everything it said is read before its end is waited for.
-func (s *Server) runTerminal(ctx context.Context, cancel func(), w *wireConn, id string, req session.Request) (int, error) {
-	program, err := s.Live.Exec(ctx, id, req)
+func (s *Server) runTerminal(ctx context.Context, cancel func(), w *wireConn, b beginning) (int, error) {
+	program, err := s.begin(ctx, w, b)
 	if err != nil {
 		return 0, err
 	}

@@ -70,7 +70,7 @@ func newHouse(t *testing.T) *house {
 		PortFree: func(string, netip.Addr, uint16) error { return nil },
 	})
 	h.Server = New(ctx, Options{
-		Door: door, Store: s, Tables: tb, Live: h.live, Images: fakeImages{},
+		Door: door, Store: s, Tables: tb, Live: h.live, Images: fakeImages{}, Screens: &fakeScreens{}, Explain: explained, Probe: probed,
 		Space: func(context.Context, string) (Space, error) { return Space{100, 40, 60}, nil },
 		Doctor: func(_ context.Context, fix bool) ([]api.Check, error) {
 			return []api.Check{{Name: "x", State: "ok", Fixed: fix}}, nil
@@ -238,12 +238,18 @@ func want[T any](h *house, status int, method, path string, body any, header ...
 type fakeLive struct {
 	killed chan struct{}
 	got    bytes.Buffer
+	looks  atomic.Int32 // at a guest that boots
 }
 
 func (l *fakeLive) Exec(_ context.Context, _ string, r session.Request) (session.Session, error) {
 	switch r.Argv[0] {
 	case "panic":
 		panic("on purpose")
+	case "boots":
+		if r.Argv[1] == "long" || l.looks.Add(1) < 3 {
+			return nil, &errs.Error{Kind: errs.Busy, Ref: "guest/web1", Msg: "boots and does not answer yet", Hint: "wait for it"}
+		}
+		r.Argv = r.Argv[1:]
 	case "nothing":
 		return nil, &errs.Error{Kind: errs.NotFound, Field: "command", Msg: "there is no nothing in the guest"}
 	}

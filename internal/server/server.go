@@ -7,6 +7,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"time"
 
 	"github.com/danielgtaylor/huma/v2"
 	"github.com/danielgtaylor/huma/v2/adapters/humago"
@@ -66,9 +67,15 @@ type Options struct {
 	Tables *tables.Tables
 	Live   Live
 	Images Images
-	Space  func(ctx context.Context, pool string) (Space, error)
+	// Screens are those of running guests.
+	Screens Screens
+	Space   func(ctx context.Context, pool string) (Space, error)
+	// Explain says where a guest is, where it should be, and what comes next.
+	Explain func(ctx context.Context, id string) (guest.Explanation, error)
 	// Foresee says what a change of a guest's model would mean.
-	Foresee  func(ctx context.Context, id string, to guest.Model, engine string) (api.ModelChange, error)
+	Foresee func(ctx context.Context, id string, to guest.Model, engine string) (api.ModelChange, error)
+	// Probe finds out anew which engines can run guests here.
+	Probe    func(ctx context.Context) ([]api.Engine, error)
 	Doctor   func(ctx context.Context, fix bool) ([]api.Check, error)
 	Host     func(ctx context.Context) (api.Host, error)
 	Graph    func() []string
@@ -86,6 +93,7 @@ type Server struct {
 	api     huma.API
 	waiters *waiters
 	repeats *repeats
+	tickets *tickets
 }
 
 // limit on JSON bodies: an apply file of some thousand guests fits.
@@ -94,7 +102,7 @@ const maxBody = 16 << 20
 // New returns a server that is ready to answer. It follows operations until
 // ctx ends.
 func New(ctx context.Context, o Options) *Server {
-	s := &Server{Options: o, mux: http.NewServeMux(), waiters: newWaiters(), repeats: newRepeats()}
+	s := &Server{Options: o, mux: http.NewServeMux(), waiters: newWaiters(), repeats: newRepeats(), tickets: newTickets(time.Now)}
 	config := huma.DefaultConfig("Lodge", "v1")
 	config.OpenAPIPath, config.DocsPath, config.SchemasPath = "", "", ""
 	config.CreateHooks = nil // they add $schema to every body
@@ -115,6 +123,9 @@ func (s *Server) routes() {
 	s.guestVerbs()
 	s.modelRoutes()
 	s.streamRoutes()
+	s.displayRoutes()
+	s.deviceRoutes()
+	s.engineRoutes()
 	s.imageRoutes()
 	s.kernelRoutes()
 	s.poolRoutes()

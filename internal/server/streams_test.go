@@ -105,6 +105,28 @@ func TestExec(t *testing.T) {
 	}
 }
 
+func TestExecInAGuestThatBoots(t *testing.T) {
+	h := newHouse(t)
+	ws := h.exec(api.ExecRequest{Command: []string{"boots", "echo", "up"}, Wait: 60})
+	var first api.Control
+	_, p, err := ws.Read(t.Context())
+	if err != nil || p[0] != api.FrameControl || json.Unmarshal(p[1:], &first) != nil || !strings.Contains(first.Note, "boots and does not answer yet") {
+		t.Fatalf("%q, %v", p, err)
+	}
+	h.say(ws, api.FrameIn, "")
+	if out, _, last := h.hear(ws); out != "up\n" || last.Exit == nil || *last.Exit != 0 {
+		t.Errorf("%q %+v", out, last)
+	}
+	ws = h.exec(api.ExecRequest{Command: []string{"boots", "long"}})
+	if _, _, last := h.hear(ws); last.Error == nil || last.Error.Kind != api.KindBusy || last.Error.Hint == "" {
+		t.Errorf("without patience: %+v", last)
+	}
+	ws = h.exec(api.ExecRequest{Command: []string{"true"}, Wait: -1})
+	if _, _, last := h.hear(ws); last.Error == nil || last.Error.Field != "wait" {
+		t.Errorf("%+v", last)
+	}
+}
+
 func TestExecSignal(t *testing.T) {
 	h := newHouse(t)
 	ws := h.exec(api.ExecRequest{Command: []string{"sh", "-c", "trap 'echo caught; exit 3' USR1; echo ready; while :; do sleep 0.01; done"}})

@@ -11,6 +11,7 @@ import (
 	"path"
 	"path/filepath"
 	"strings"
+	"time"
 
 	"github.com/spf13/cobra"
 
@@ -42,12 +43,34 @@ are not brought out of a guest.`,
 			if err != nil {
 				return err
 			}
+			if err := awaitBoot(cmd.Context(), f, c, from.guest+to.guest); err != nil {
+				return err
+			}
 			if from.guest != "" {
 				return copyOut(cmd.Context(), f, c, from, to.path)
 			}
 			return copyIn(cmd.Context(), f, c, from.path, to)
 		},
 	}
+}
+
+// awaitBoot waits on a terminal until a guest that boots says that it is up.
+func awaitBoot(ctx context.Context, f *cli.Factory, c *client.Client, guest string) error {
+	for deadline, told := time.Now().Add(bootPatience*time.Second), false; f.Streams.ErrTTY && time.Now().Before(deadline); told = true {
+		g, err := c.Guest(ctx, guest)
+		if err != nil || g.Phase != "running" || g.Ready {
+			return err
+		}
+		if !told {
+			f.Streams.Notef("%s is not up yet; waiting for it", guest)
+		}
+		select {
+		case <-ctx.Done():
+			return context.Cause(ctx)
+		case <-time.After(250 * time.Millisecond):
+		}
+	}
+	return nil
 }
 
 // location is a path here, or in a guest.

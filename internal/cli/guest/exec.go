@@ -14,6 +14,7 @@ import (
 type execOptions struct {
 	*cli.Factory
 	input bool
+	wait  cli.SecondsFlag
 	ask   api.ExecRequest
 }
 
@@ -53,6 +54,7 @@ func (o *execOptions) userFlags(cmd *cobra.Command) {
 	fl := cmd.Flags()
 	fl.StringVarP(&o.ask.User, "user", "u", "", "user, and group after a colon, by name or number (default root)")
 	fl.StringArrayVarP(&o.ask.Env, "env", "e", nil, "environment variable KEY=VALUE")
+	fl.Var(&o.wait, "wait", "wait at most this long for a guest that boots (default: 10m on a terminal, else not at all)")
 	fl.StringVarP(&o.ask.Cwd, "cwd", "w", "", "directory to run in (default: the user's home)")
 }
 
@@ -83,6 +85,10 @@ func newShell(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
+// bootPatience is how many seconds a person at a terminal waits for a guest that
+// boots, before it is said that it does not answer.
+const bootPatience = 600
+
 func (o *execOptions) run(ctx context.Context, guest string) error {
 	c, err := o.Client()
 	if err != nil {
@@ -94,11 +100,18 @@ func (o *execOptions) run(ctx context.Context, guest string) error {
 			o.ask.Env = append([]string{"TERM=" + t}, o.ask.Env...)
 		}
 	}
+	switch {
+	case o.wait.Value != nil:
+		o.ask.Wait = *o.wait.Value
+	case o.Streams.ErrTTY:
+		o.ask.Wait = bootPatience
+	}
 	s, err := c.Exec(ctx, guest, o.ask)
 	if err != nil {
 		return err
 	}
 	defer s.Close()
+	s.Note = func(words string) { o.Streams.Notef("%s\r", cli.Clean(words)) }
 	code, err := attach(ctx, o.Factory, s, attachment{input: o.input, tty: o.ask.TTY})
 	if e, ok := errors.AsType[*api.Error](err); ok && e.Field == "argv" {
 		return &cli.CommandError{Err: e}

@@ -32,6 +32,8 @@ func verbs(f *cli.Factory) []*cobra.Command {
 		newRm(f), newRename(f), newSet(f), newModel(f), newLs(f), newShow(f),
 		newExec(f), newShell(f), newConsole(f), newLogs(f), newCp(f),
 		newTop(f), newStats(f),
+		newAttach(f), newDetach(f), newExplain(f),
+		newScreenshot(f), newSendKey(f), newVNC(f),
 	}
 }
 

@@ -59,10 +59,10 @@ func firmwareNames(e api.Engine) (names []string) {
 // engineWords completes with what pick takes of each engine.
 func engineWords(pick func(api.Engine) []string) func(context.Context, *client.Client) ([]string, error) {
 	return func(ctx context.Context, c *client.Client) ([]string, error) {
-		h, err := c.Host(ctx)
+		all, err := c.Engines(ctx)
 		var words []string
 		seen := map[string]bool{}
-		for _, e := range h.Engines {
+		for _, e := range all {
 			for _, w := range pick(e) {
 				if !seen[w] {
 					words = append(words, w)

@@ -1,6 +1,7 @@
 package guest
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"maps"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lodge/api"
+	"lodge/api/client"
 	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
@@ -54,8 +56,11 @@ func show(ctx context.Context, f *cli.Factory, output *cli.Output, names []strin
 		if i > 0 {
 			fmt.Fprintln(f.Streams.Out)
 		}
-		if err := details(g, time.Now()).Write(f.Streams.Out); err != nil {
+		if err := details(g, acceleration(ctx, c, g.Engine), time.Now()).Write(f.Streams.Out); err != nil {
 			return err
+		}
+		if g.Last != "" {
+			fmt.Fprintf(f.Streams.Out, "\nwhat it said last before it ended badly:\n%s\n", cli.Clean(g.Last))
 		}
 	}
 	return nil
@@ -63,7 +68,7 @@ func show(ctx context.Context, f *cli.Factory, output *cli.Output, names []strin
 
 // details is everything about a guest, one thing a line; what is not set is
 // left out.
-func details(g api.Guest, now time.Time) *cli.Table {
+func details(g api.Guest, accel string, now time.Time) *cli.Table {
 	t := &cli.Table{}
 	add := func(name, value string) {
 		if value != "" && value != "-" {
@@ -78,7 +83,9 @@ func details(g api.Guest, now time.Time) *cli.Table {
 	}
 	add("wanted", g.Wanted)
 	add("model", g.Model)
-	add("engine", g.Engine)
+	add("engine", cmp.Or(g.Engine, g.Asked))
+	add("acceleration", accel)
+	detailMachine(g, add)
 	add("image", g.Image)
 	add("digest", g.ImageDigest)
 	add("host", g.Host)
@@ -97,6 +104,47 @@ func details(g api.Guest, now time.Time) *cli.Table {
 	add("created", g.Created.Local().Format(time.DateTime)+" ("+cli.Ago(g.Created, now)+")")
 	add("id", g.ID)
 	return t
+}
+
+// acceleration is what an engine says of how its guests' processors are made.
+func acceleration(ctx context.Context, c *client.Client, engine string) string {
+	if engine == "" {
+		return ""
+	}
+	e, err := c.Engine(ctx, engine)
+	if err != nil {
+		return "" // it is a detail
+	}
+	for _, f := range e.Facts {
+		if f.Name == "acceleration" {
+			return f.Value
+		}
+	}
+	return ""
+}
+
+// detailMachine is what only guests with a machine of their own have.
+func detailMachine(g api.Guest, add func(name, value string)) {
+	if g.Phase == "running" && !g.Ready {
+		add("ready", "not yet: its init has not said that it is up")
+	}
+	add("machine", g.Machine)
+	add("firmware", g.Firmware)
+	if g.TPM {
+		add("tpm", "yes")
+	}
+	add("processor", g.CPUModel)
+	add("kernel", cmp.Or(g.Booted, g.Kernel))
+	for _, d := range g.Disks {
+		words := d.Name + " " + units.Bytes(d.SizeBytes)
+		if d.ISO != "" {
+			words = d.Name + " " + d.ISO
+		}
+		add("further disk", words)
+	}
+	for _, p := range g.Pending {
+		add("with next start", p)
+	}
 }
 
 func detailLimits(g api.Guest, add func(name, value string)) {

@@ -12,7 +12,7 @@ import (
 
 // Commands makes the commands for the top of the command line.
 func Commands(f *cli.Factory) []*cobra.Command {
-	return []*cobra.Command{newGroup(f), newDoctor(f), newEvents(f), newVersion(f), newDebug(f)}
+	return []*cobra.Command{newGroup(f), newDoctor(f), newEvents(f), newVersion(f)}
 }
 
 func newGroup(f *cli.Factory) *cobra.Command {
@@ -38,9 +38,9 @@ func newGroup(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
-func newDebug(f *cli.Factory) *cobra.Command {
-	cmd := cli.Group("debug", "Look inside lodged", "  lodge debug graph")
-	cmd.AddCommand(&cobra.Command{
+// NewGraph makes "graph" of "lodge debug".
+func NewGraph(f *cli.Factory) *cobra.Command {
+	return &cobra.Command{
 		Use: "graph", Short: "Print which reconciler reads and writes what", Example: "  lodge debug graph",
 		Args: cli.Args(cobra.NoArgs),
 		RunE: func(cmd *cobra.Command, _ []string) error {
@@ -55,8 +55,7 @@ func newDebug(f *cli.Factory) *cobra.Command {
 			_, err = fmt.Fprint(f.Streams.Out, text)
 			return err
 		},
-	})
-	return cmd
+	}
 }
 
 func newDoctor(f *cli.Factory) *cobra.Command {

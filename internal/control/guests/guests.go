@@ -237,13 +237,18 @@ func (r *Reconciler) look(ctx context.Context, g *guest.Guest) (view, error) {
 		v.Frozen = v.Paused
 		return v, err
 	}
-	s := g.Status
-	v.Exited = s.Exit != nil
-	v.Failed = s.Exit != nil && s.Exit.Code != 0
-	v.Cooling = s.NotBefore != nil && r.Now().Before(*s.NotBefore)
-	v.Lost = s.Lost
-	v.Misfit = r.misfit(ctx, *g)
+	r.recorded(ctx, *g, &v.Seen)
 	return v, nil
+}
+
+// recorded adds to what is seen of a guest that is down what its record holds.
+func (r *Reconciler) recorded(ctx context.Context, g guest.Guest, seen *guest.Seen) {
+	s := g.Status
+	seen.Exited = s.Exit != nil
+	seen.Failed = s.Exit != nil && s.Exit.Code != 0
+	seen.Cooling = s.NotBefore != nil && r.Now().Before(*s.NotBefore)
+	seen.Lost = s.Lost
+	seen.Misfit = r.misfit(ctx, g)
 }
 
 func (r *Reconciler) probe(ctx context.Context, g guest.Guest, held keeper.Held) (engine.Probe, error) {

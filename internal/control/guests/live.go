@@ -15,7 +15,7 @@ import (
 )
 
 func cannot(g guest.Guest, what string) error {
-	return &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Msg: "its engine cannot " + what, Hint: "lodge host show"}
+	return &errs.Error{Kind: errs.Unsupported, Ref: g.Key().String(), Msg: "its engine cannot " + what, Hint: "lodge engine ls"}
 }
 
 // attachTime is how long a daemon that has just started may take to find a

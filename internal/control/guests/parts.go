@@ -86,10 +86,8 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	if err := r.attachNICs(ctx, g, p); err != nil {
 		return nil, err
 	}
-	if form == guest.Volume {
-		if err := r.attachVolume(ctx, g, info, p); err != nil {
-			return nil, err
-		}
+	if err := r.attachVolume(ctx, g, info, p); err != nil {
+		return nil, err
 	}
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{p, g.Generation, r.attached[g.ID].used}

@@ -30,6 +30,9 @@ type Templates interface {
 // one, and goes on from its memory: only as long as nothing was written to the
 // disk since, for memory and disk must be of the same moment.
 func (r *Reconciler) attachVolume(ctx context.Context, g guest.Guest, info engine.Info, p *engine.Parts) error {
+	if p.Root.Volume == "" || r.alive(g.ID) {
+		return nil // it has none, or runs on it
+	}
 	dir := p.Root.Writable
 	_, err := os.Lstat(p.Root.Volume)
 	fresh := errors.Is(err, fs.ErrNotExist)
