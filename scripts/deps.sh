@@ -9,7 +9,7 @@ build="gcc:gcc /usr/include/linux/mount.h:linux-libc-dev /usr/include/stdio.h:li
 run="mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs mkfs.erofs:erofs-utils mkfs.btrfs:btrfs-progs nft:nftables ip:iproute2 busybox:busybox-static
  /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
  qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf swtpm:swtpm depmod:kmod"
-test="$run curl:curl jq:jq tmux:tmux dhclient:isc-dhcp-client"
+test="$run curl:curl jq:jq tmux:tmux dhclient:isc-dhcp-client cpio:cpio linux.uml:user-mode-linux"
 bench="$build $test crun:crun runc:runc lxc-start:lxc newuidmap:uidmap lxd:lxd"
 
 purpose=${1:?build, run, test or bench}

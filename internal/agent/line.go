@@ -256,9 +256,16 @@ func (l *Line) granted(w Word) {
 func (l *Line) Say(w Word) {
 	l.mu.Lock()
 	defer l.mu.Unlock()
+	if w.Kind == Mark {
+		l.out = append(l.out, spacer)
+	}
 	l.out = AppendWord(l.out, w)
 	l.cond.Broadcast()
 }
+
+// spacer goes before a mark, so that it is heard even if what was said before
+// ended between an escape and what that is to mean.
+const spacer = 0
 
 // Restart forgets what was sent and not taken, for a conversation that begins
 // anew: the other end has read what came before its answer.

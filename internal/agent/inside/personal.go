@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -124,6 +125,11 @@ func (t tree) read(path string, n int) string {
 
 func (t tree) mkdir(paths ...string) {
 	for _, path := range paths {
-		_ = unix.Mkdirat(int(t.root.Fd()), path, 0o755)
+		parent, err := t.open(filepath.Dir(path), unix.O_RDONLY|unix.O_DIRECTORY, 0)
+		if err != nil {
+			continue
+		}
+		_ = unix.Mkdirat(int(parent.Fd()), filepath.Base(path), 0o755)
+		parent.Close()
 	}
 }

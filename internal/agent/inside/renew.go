@@ -203,7 +203,8 @@ func withPassword(shadow []byte, user, hash string, now time.Time) ([]byte, bool
 	var out bytes.Buffer
 	found := false
 	for line := range bytes.Lines(shadow) {
-		f := bytes.Split(line, []byte(":"))
+		text, ended := bytes.CutSuffix(line, []byte("\n"))
+		f := bytes.Split(text, []byte(":"))
 		if len(f) < 3 || string(f[0]) != user || found {
 			out.Write(line)
 			continue
@@ -212,6 +213,9 @@ func withPassword(shadow []byte, user, hash string, now time.Time) ([]byte, bool
 		f[1] = []byte(hash)
 		f[2] = fmt.Appendf(nil, "%d", now.Unix()/(24*60*60))
 		out.Write(bytes.Join(f, []byte(":")))
+		if ended {
+			out.WriteByte('\n')
+		}
 	}
 	return out.Bytes(), found
 }

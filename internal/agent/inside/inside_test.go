@@ -1,0 +1,244 @@
+package inside
+
+import (
+	"bytes"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/agent"
+	"lodge/internal/base/errs"
+	"lodge/test/sandbox"
+)
+
+func TestMain(m *testing.M) { sandbox.Main(m) }
+
+func must(t testing.TB, err error) {
+	t.Helper()
+	if err != nil {
+		t.Fatal(err)
+	}
+}
+
+func guest() agent.Config {
+	return agent.Config{ID: "0123", Hostname: "web1", Machine: strings.Repeat("ab", 16), Hosts: "the hosts\n",
+		Resolver: resolverMark + "nameserver 10.0.0.1\n", DNS: []string{"10.0.0.1"}, Domain: "lodge.internal", UserData: "#cloud-config\n"}
+}
+
+// house is a guest's root with files in it.
+func house(t *testing.T, files map[string]string) *os.File {
+	t.Helper()
+	dir := t.TempDir()
+	for name, text := range files {
+		path := filepath.Join(dir, name)
+		must(t, os.MkdirAll(filepath.Dir(path), 0o755))
+		must(t, os.WriteFile(path, []byte(text), 0o644))
+	}
+	must(t, os.MkdirAll(filepath.Join(dir, "run"), 0o755))
+	root, err := os.Open(dir)
+	must(t, err)
+	t.Cleanup(func() { root.Close() })
+	return root
+}
+
+func has(t *testing.T, root *os.File, files map[string]string) {
+	t.Helper()
+	for name, want := range files {
+		b, _ := os.ReadFile(filepath.Join(root.Name(), name))
+		if string(b) != want {
+			t.Errorf("%s: %q, want %q", name, b, want)
+		}
+	}
+}
+
+func TestPersonal(t *testing.T) {
+	c := guest()
+	fresh := map[string]string{"etc/hostname": "web1\n", "etc/hosts": "the hosts\n", "etc/resolv.conf": c.Resolver, "etc/.lodge": "0123 web1\n",
+		"etc/machine-id": c.Machine + "\n", "run/systemd/resolve/resolv.conf": c.Resolver,
+		"run/systemd/resolved.conf.d/lodge.conf":    "[Resolve]\nDNS=10.0.0.1\nDomains=lodge.internal\n",
+		"var/lib/cloud/seed/nocloud/meta-data":      "instance-id: 0123\nlocal-hostname: web1\n",
+		"var/lib/cloud/seed/nocloud/user-data":      "#cloud-config\n",
+		"var/lib/cloud/seed/nocloud/network-config": "network: {config: disabled}\n"}
+
+	root := house(t, map[string]string{"etc/machine-id": "of the image\n", "etc/hosts": "of the image, which is longer than ours\n"})
+	Personal(root, c)
+	has(t, root, fresh)
+
+	// A second start keeps what the owner changed, and renews what is ours.
+	must(t, os.WriteFile(filepath.Join(root.Name(), "etc/hosts"), []byte("mine\n"), 0o644))
+	must(t, os.WriteFile(filepath.Join(root.Name(), "etc/machine-id"), []byte("mine\n"), 0o644))
+	c.DNS, c.Resolver = []string{"10.0.0.2"}, resolverMark+"nameserver 10.0.0.2\n"
+	Personal(root, c)
+	has(t, root, map[string]string{"etc/hosts": "mine\n", "etc/machine-id": "mine\n", "etc/resolv.conf": c.Resolver})
+	must(t, os.WriteFile(filepath.Join(root.Name(), "etc/resolv.conf"), []byte("mine\n"), 0o644))
+	Personal(root, c)
+	has(t, root, map[string]string{"etc/resolv.conf": "mine\n"})
+
+	// A new name is no new machine; a copy is.
+	c.Hostname = "web2"
+	Personal(root, c)
+	has(t, root, map[string]string{"etc/hostname": "web2\n", "etc/hosts": "the hosts\n", "etc/machine-id": "mine\n"})
+	c.ID = "4567"
+	Personal(root, c)
+	has(t, root, map[string]string{"etc/machine-id": c.Machine + "\n", "etc/.lodge": "4567 web2\n"})
+}
+
+// TestPersonalGoesNowhere: whatever the guest put in the way leads nowhere and
+// holds nobody up.
+func TestPersonalGoesNowhere(t *testing.T) {
+	outside := filepath.Join(t.TempDir(), "outside")
+	must(t, os.WriteFile(outside, []byte("untouched"), 0o644))
+	root := house(t, map[string]string{"etc/machine-id": ""})
+	for name, target := range map[string]string{"etc/hosts": outside, "etc/hostname": "../../" + outside, "etc/resolv.conf": outside,
+		"run/systemd": filepath.Dir(outside), "var": filepath.Dir(outside)} {
+		must(t, os.Symlink(target, filepath.Join(root.Name(), name)))
+	}
+	must(t, unix.Mkfifo(filepath.Join(root.Name(), "etc/.lodge"), 0o644))
+	Personal(root, guest())
+	if b, err := os.ReadFile(outside); err != nil || string(b) != "untouched" {
+		t.Errorf("%q %v", b, err)
+	}
+	found, _ := filepath.Glob(filepath.Dir(outside) + "/*")
+	if !slices.Equal(found, []string{outside}) {
+		t.Errorf("made outside: %v", found)
+	}
+}
+
+func FuzzPasswords(f *testing.F) {
+	f.Add([]byte("root:*:1:::::\nann:!:2::::::\n"), "ann")
+	f.Add([]byte("ann"), "ann")
+	f.Add([]byte(":::\nann:x"), "")
+	f.Fuzz(func(t *testing.T, shadow []byte, user string) {
+		const hash = "$6$salt$hash"
+		out, ok := withPassword(shadow, user, hash, time.Unix(86400*20000, 0))
+		if !ok {
+			if !bytes.Equal(out, shadow) {
+				t.Error("changed for nobody")
+			}
+			return
+		}
+		if bytes.Count(out, []byte("\n")) != bytes.Count(shadow, []byte("\n")) {
+			t.Error("lines were lost or made")
+		}
+		if !strings.ContainsAny(user, ":\n") && !bytes.Contains(out, []byte(user+":"+hash+":20000")) {
+			t.Errorf("%q", out)
+		}
+	})
+}
+
+func TestPasswordsOfOthersStay(t *testing.T) {
+	out, ok := withPassword([]byte("root:*:1:0:99999:7:::\nann:!:2:0:99999:7:::\nannie:x:3::::::"), "ann", "H", time.Unix(86400*20000, 0))
+	if !ok || string(out) != "root:*:1:0:99999:7:::\nann:H:20000:0:99999:7:::\nannie:x:3::::::" {
+		t.Errorf("%q %v", out, ok)
+	}
+	for _, c := range [][2]string{{"", "H"}, {"a:b", "H"}, {"ann", ""}, {"ann", "H:x"}, {"ann", "H\n"}} {
+		if err := setPassword(c[0], c[1]); !errs.Is(err, errs.Invalid) {
+			t.Errorf("%q: %v", c, err)
+		}
+	}
+}
+
+func FuzzAddress(f *testing.F) {
+	f.Add([]byte{2, 16, 0, 0, 1, 0, 0, 0, 8, 0, 1, 0, 10, 0, 0, 1})
+	f.Add([]byte{10, 64, 0, 0, 1, 0, 0, 0, 20, 0, 2, 0})
+	f.Fuzz(func(t *testing.T, b []byte) {
+		if a, ok := parseAddress(b); ok && !a.prefix.Addr().IsValid() {
+			t.Error("an address that is none")
+		}
+	})
+}
+
+func TestHowInitsAreAsked(t *testing.T) {
+	for _, c := range []struct {
+		command bool
+		name    string
+		reboot  bool
+		sig     unix.Signal
+		program string
+	}{
+		{false, "systemd", false, 38, ""}, {false, "systemd", true, 39, ""},
+		{false, "busybox", false, unix.SIGUSR2, ""}, {false, "busybox", true, unix.SIGTERM, ""},
+		{true, "sh", false, unix.SIGTERM, ""}, {true, "sh", true, unix.SIGUSR1, ""},
+		{false, "runit-init", false, unix.SIGTERM, "poweroff"}, {false, "openrc-init", true, unix.SIGTERM, "reboot"},
+	} {
+		sig, program := New(agent.Config{Command: c.command}).ask(c.name, c.reboot)
+		if sig != c.sig || program != c.program {
+			t.Errorf("%+v: %v %q", c, sig, program)
+		}
+	}
+	if !hears([]byte("SigBlk:\t0000000000000000\nSigCgt:\t0000000000000800\n"), unix.SIGUSR2) || hears([]byte("SigIgn:\t0000000000000800\n"), unix.SIGUSR2) {
+		t.Error("who hears is misjudged")
+	}
+	if !waits("128 0x1 0x2") || waits("running") || waits("") {
+		t.Error("who waits is misjudged")
+	}
+}
+
+// TestNetwork configures cards of the sandbox as those of a guest.
+func TestNetwork(t *testing.T) {
+	if os.Getuid() != 0 {
+		t.Skip("makes network cards: needs root")
+	}
+	ip := func(args ...string) string {
+		out, err := exec.Command("ip", args...).CombinedOutput()
+		if err != nil {
+			t.Fatalf("ip %v: %v: %s", args, err, out)
+		}
+		return string(out)
+	}
+	// What is at /sys tells of the network that it was mounted in.
+	must(t, unix.Mount("sysfs", "/sys", "sysfs", 0, ""))
+	t.Cleanup(func() { unix.Unmount("/sys", unix.MNT_DETACH) })
+	// The names are crossed over, so that no order of renaming one by one works.
+	ip("link", "add", "eth0", "address", "02:00:00:00:00:02", "type", "veth", "peer", "name", "eth1", "address", "02:00:00:00:00:01")
+	t.Cleanup(func() { ip("link", "del", "eth0") })
+	nics := []agent.NIC{
+		{Name: "eth0", MAC: "02:00:00:00:00:01", MTU: 1400, Prefixes: []string{"10.67.0.5/16", "fd00::5/64"}, Gateways: []string{"10.67.0.1", "fd00::1"}},
+		{Name: "eth1", MAC: "02:00:00:00:00:02", Prefixes: []string{"10.68.0.5/16"}, Gateways: []string{"10.68.0.1"}},
+	}
+	must(t, configureNetwork(nics))
+	for _, want := range []string{"mtu 1400", "02:00:00:00:00:01", "inet 10.67.0.5/16 brd 10.67.255.255", "inet6 fd00::5/64"} {
+		if got := ip("addr", "show", "dev", "eth0"); !strings.Contains(got, want) {
+			t.Errorf("no %q in %s", want, got)
+		}
+	}
+	if got := ip("route", "show", "default"); strings.Count(got, "default") != 1 || !strings.Contains(got, "via 10.67.0.1 dev eth0") {
+		t.Errorf("%s", got)
+	}
+	if got := ip("-6", "route", "show", "default"); !strings.Contains(got, "via fd00::1 dev eth0") {
+		t.Errorf("%s", got)
+	}
+	if got := reachable(); !slices.Equal(got, []string{"10.67.0.5/16", "10.68.0.5/16", "fd00::5/64"}) {
+		t.Errorf("%q", got)
+	}
+
+	// Another guest's card: its own hardware address and addresses, and no others.
+	had := slices.Clone(nics)
+	nics[0].MAC, nics[0].Prefixes, nics[0].Gateways = "02:00:00:00:00:09", []string{"10.67.0.9/16"}, []string{"10.67.0.1"}
+	must(t, renumber(had, nics[:1]))
+	if got := ip("addr", "show", "dev", "eth0"); !strings.Contains(got, "02:00:00:00:00:09") || !strings.Contains(got, "10.67.0.9/16") || strings.Contains(got, "10.67.0.5") || strings.Contains(got, "fd00::5") {
+		t.Errorf("%s", got)
+	}
+	if got := ip("link", "show", "dev", "eth1"); !strings.Contains(got, "state DOWN") {
+		t.Errorf("a card that is to go is in use: %s", got)
+	}
+	for _, bad := range []agent.NIC{{Name: "eth0", MAC: "none"}, {Name: "eth0", MAC: "02:00:00:00:00:09", Prefixes: []string{"10.0.0"}},
+		{Name: "eth0", MAC: "02:00:00:00:00:09", Gateways: []string{"x"}}} {
+		if err := configureNetwork([]agent.NIC{bad}); err == nil || !strings.Contains(err.Error(), "eth0") {
+			t.Errorf("%+v: %v", bad, err)
+		}
+	}
+}
+
+func TestMissingIPv6IsNoFault(t *testing.T) {
+	if missing6(netip.MustParseAddr("10.0.0.1"), unix.EAFNOSUPPORT) {
+		t.Error("IPv4 may not be missing")
+	}
+}
