@@ -185,6 +185,11 @@ func full(what string, err error) error {
 	return fmt.Errorf("%s: %w", what, err)
 }
 
+// blobMode lets the monitors of guests, which are no one's programs, read the
+// image that they are handed. Nobody but root gets at a blob by its path: the
+// store's folders are root's.
+const blobMode = 0o444
+
 // seal makes the file at path durable and returns its digest and size.
 func seal(path string) (digest string, size uint64, err error) {
 	f, err := os.Open(path)
@@ -197,7 +202,7 @@ func seal(path string) (digest string, size uint64, err error) {
 	if err != nil {
 		return "", 0, err
 	}
-	if err := f.Chmod(0o600); err != nil {
+	if err := f.Chmod(blobMode); err != nil {
 		return "", 0, err
 	}
 	return hex.EncodeToString(h.Sum(nil)), uint64(n), f.Sync()
@@ -240,7 +245,8 @@ func (s *Store) File(digest string) (string, error) {
 		return "", err
 	}
 	defer blob.Close()
-	return blob.Name(), nil
+	// One that an earlier lodged stored is root's alone.
+	return blob.Name(), blob.Chmod(blobMode)
 }
 
 // Blobs lists what is stored, sorted by digest.

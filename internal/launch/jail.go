@@ -170,6 +170,7 @@ func (b *jail) host() {
 	c := b.NewClone(unix.CLONE_NEWNS|unix.CLONE_NEWPID|unix.CLONE_NEWUTS|unix.CLONE_NEWIPC|unix.CLONE_NEWNET, group)
 	child := b.Mark()
 	pid := b.Spawn("make the namespaces", c.Args, child)
+	// No register that is used here is used again: the child runs meanwhile.
 	b.each(func(f File, fds []plan.Reg) {
 		if t, ok := f.(Tap); ok {
 			t.open(b.Script, fds)
@@ -189,7 +190,7 @@ func (b *jail) host() {
 func (b *jail) each(do func(f File, fds []plan.Reg)) {
 	at := 0
 	for _, f := range b.j.Files {
-		b.Scope(func() { do(f, b.fds[at:at+f.count()]) })
+		do(f, b.fds[at:at+f.count()])
 		at += f.count()
 	}
 }
@@ -223,7 +224,7 @@ func (b *jail) inside() {
 	b.Do("own mounts", unix.SYS_MOUNT, b.Text(""), b.Text("/"), b.Text(""), plan.Imm(unix.MS_REC|unix.MS_PRIVATE), Zero)
 	b.each(func(f File, fds []plan.Reg) {
 		if _, ok := f.(Tap); !ok {
-			f.open(b.Script, fds)
+			b.Scope(func() { f.open(b.Script, fds) })
 		}
 	})
 	b.furnish()

@@ -96,6 +96,8 @@ func (p *Plan) New() Reg {
 }
 
 // Scope does what takes registers of its own that nothing needs afterwards.
+// Parent and child run at the same time: what one uses in a scope must not be
+// written down before what the other uses.
 func (p *Plan) Scope(do func()) {
 	was := p.regs
 	do()
