@@ -9,6 +9,7 @@ import (
 	"lodge/internal/base/cgroup"
 	"lodge/internal/engine"
 	"lodge/internal/engine/oslevel"
+	"lodge/internal/engine/qemu"
 	"lodge/internal/engine/uml"
 	"lodge/internal/fabric"
 	"lodge/internal/fabric/bridge"
@@ -59,6 +60,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, store *kernels.S
 				Launch: filepath.Join(o.programs(), launchProgram), Tree: tree, Changed: changed, Log: log,
 				Kernel: func(ctx context.Context) (engine.Kernel, error) { return bootsUsually(ctx, store, kernel.Program) },
 			}),
+			qemu.New(qemu.Options{Launch: filepath.Join(o.programs(), launchProgram), Tree: tree, KVM: tryKVM, Changed: changed, Log: log}),
 		},
 		pools:   map[string]storage.Driver{},
 		fabrics: map[string]fabric.Driver{},

@@ -19,6 +19,13 @@ func kvmChecks() []check {
 	return []check{{"KVM", "kvm", func(ctx context.Context, o Options) verdict { return judgeKVM(lookKVM(ctx, o.KVMProbe)) }}}
 }
 
+// KVM says whether guests run on this host's KVM at the processor's own speed,
+// and what was seen. probe is Options.KVMProbe; without one it was not seen.
+func KVM(ctx context.Context, probe []string) (usable bool, why string) {
+	v := judgeKVM(lookKVM(ctx, probe))
+	return v.state == OK && len(probe) > 0, v.found
+}
+
 // kvm is what is known about /dev/kvm.
 type kvm struct {
 	openErr error
