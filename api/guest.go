@@ -13,7 +13,8 @@ type Guest struct {
 	ImageDigest string            `json:"image_digest"`
 	Phase       string            `json:"phase" enum:"unplaced,stopped,ready,running,paused,gone"`
 	Doing       string            `json:"doing,omitempty" doc:"work under way" example:"starting"`
-	Wanted      string            `json:"wanted" enum:"off,on,paused"`
+	Wanted      string            `json:"wanted" enum:"off,on,paused,saved"`
+	Saved       bool              `json:"saved,omitempty" doc:"its memory is kept, and its next start goes on from there"`
 	Problem     *Problem          `json:"problem,omitempty"`
 	Addresses   []string          `json:"addresses"`
 	CPUs        float64           `json:"cpus" doc:"processors' worth of time; 0 is all of the host's"`

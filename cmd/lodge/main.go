@@ -21,6 +21,7 @@ import (
 	"lodge/internal/cli/network"
 	"lodge/internal/cli/op"
 	"lodge/internal/cli/pool"
+	"lodge/internal/cli/snapshot"
 )
 
 func main() { os.Exit(run()) }
@@ -89,7 +90,7 @@ the local one; LODGE_TOKEN and LODGE_CACERT go with https.`,
 	}
 	f.Flags(root)
 	add(root, "guests", "Guests:", guest.Commands(f)...)
-	add(root, "things", "What guests need:", image.NewGroup(f), kernel.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f))
+	add(root, "things", "What guests need:", image.NewGroup(f), kernel.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f), snapshot.NewGroup(f))
 	add(root, "files", "Files:", manifest.Commands(f)...)
 	add(root, "host", "The host:", append(host.Commands(f), engine.NewGroup(f), op.NewGroup(f), guest.NewGroup(f), guest.NewDebug(f, host.NewGraph(f)))...)
 	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodes})

@@ -39,6 +39,8 @@ type Engine struct {
 	Pause     bool
 	Plug      bool // disks and network cards while the guest runs
 	Disk      bool // boots disks with a boot loader of their own
+	Save      bool // keeps a guest's memory
+	Renew     bool // gives a running copy of a guest an identity of its own
 }
 
 // Machine is a kind of machine that guests may have.

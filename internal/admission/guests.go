@@ -426,6 +426,9 @@ func (d *Door) RemoveGuest(ctx context.Context, by, name string, force bool) (Op
 		if !force && r.Deleting == nil && (up(&r) || running(&r)) {
 			return nil, &errs.Error{Kind: errs.Conflict, Ref: "guest/" + name, Msg: "is running", Hint: fmt.Sprintf("stop it first, or: lodge rm --force %s", name)}
 		}
+		if err := d.removeSnapshotsIn(tx, r, force); err != nil {
+			return nil, err
+		}
 		for _, f := range d.Tables.Forwards.List() {
 			if f.Spec.Guest == r.ID {
 				d.Tables.Forwards.DeleteIn(tx, f)

@@ -79,5 +79,8 @@ func (d *Door) CheckChange(r tables.GuestRecord, w ModelWish) error {
 				Hint: "guests of disk images stay of model vm; make one of a root-tree image, such as debian/12, and copy the data"}
 		}
 	}
-	return nil
+	if next.Model != r.Spec.Model {
+		next.Hardware, next.Disks = guest.Hardware{}, nil // further disks wait until it is of a model that has them
+	}
+	return d.checkMachine(next, e, d.imageInfo(next))
 }

@@ -26,6 +26,7 @@ import (
 	"lodge/internal/control/operations"
 	"lodge/internal/control/placements"
 	"lodge/internal/control/pools"
+	"lodge/internal/control/snapshots"
 	"lodge/internal/control/templates"
 	"lodge/internal/fabric"
 	"lodge/internal/images"
@@ -210,6 +211,7 @@ func (d *daemon) openReconcilers() (err error) {
 		d.making,
 		d.compiling,
 		d.guests,
+		&snapshots.Reconciler{Tables: d.tables, Host: d.opt.Host, Pools: d.pools, Guests: d.guests, Now: time.Now},
 		&forwards.Reconciler{Tables: d.tables, Open: d.networks, Now: time.Now},
 		d.receipts,
 	} {

@@ -97,7 +97,7 @@ func (d drivers) engineFacts(m guest.Model, name string) (admission.Engine, erro
 	}
 	e := admission.Engine{
 		Name: i.Name, Model: i.Model, Form: i.Form, Kernel: i.Kernel, CPUModels: i.CPUModels,
-		Pause: i.Can.Pause, Plug: i.Can.Plug, Disk: i.Can.Disk,
+		Pause: i.Can.Pause, Plug: i.Can.Plug, Disk: i.Can.Disk, Save: i.Can.Save, Renew: i.Can.Renew,
 	}
 	for _, k := range i.Machines {
 		e.Machines = append(e.Machines, admission.Machine(k))

@@ -20,6 +20,7 @@ import (
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
+	"lodge/internal/model/snapshot"
 	"lodge/internal/store"
 )
 
@@ -47,7 +48,7 @@ func (s *Server) eventRoutes() {
 }
 
 type eventsInput struct {
-	Kind  string `query:"kind" enum:"guest,image,kernel,pool,network,forward,operation" doc:"of this kind only"`
+	Kind  string `query:"kind" enum:"guest,image,kernel,pool,network,forward,snapshot,operation" doc:"of this kind only"`
 	Since int64  `query:"since" minimum:"0" doc:"every change after this revision; 0 is from now on"`
 	Last  string `header:"Last-Event-ID" doc:"as since, for clients that reconnect by themselves; the last revision is told again"`
 }
@@ -200,6 +201,11 @@ func (s *Server) eventAPI(e store.Event) (api.Event, bool) {
 		object, out.Message, err = shown(s.Tables.Forwards, e.ID, func(r store.Record[forward.Spec, forward.Status]) (any, string) {
 			f := s.forwardAPI(r)
 			return f, readyWord(f.Active, f.Problem)
+		})
+	case snapshot.Kind:
+		object, out.Message, err = shown(s.Tables.Snapshots, e.ID, func(r store.Record[snapshot.Spec, snapshot.Status]) (any, string) {
+			n := s.snapshotAPI(r)
+			return n, readyWord(n.Ready, n.Problem)
 		})
 	case operation.Kind:
 		object, out.Message, err = shown(s.Tables.Operations, e.ID, func(r store.Record[operation.Spec, operation.Status]) (any, string) {

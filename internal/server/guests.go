@@ -136,7 +136,7 @@ func (s *Server) guestAPI(r tables.GuestRecord, publish []string) api.Guest {
 	model, _ := (guest.Guest{Spec: r.Spec, Status: r.Status}).InForce()
 	g := api.Guest{
 		Name: r.Name, ID: r.ID, Model: string(model), Image: r.Spec.Image, ImageDigest: r.Spec.Digest,
-		Phase: string(r.Status.Phase), Doing: r.Status.Doing.Word(), Wanted: string(r.Spec.Power), Problem: problemAPI(r.Status.Problem),
+		Phase: string(r.Status.Phase), Doing: r.Status.Doing.Word(), Wanted: string(r.Spec.Power), Saved: r.Status.Saved, Problem: problemAPI(r.Status.Problem),
 		Addresses: []string{}, CPUs: r.Spec.CPUs, CPUWeight: r.Spec.CPUWeight, MemoryBytes: r.Spec.Memory, SwapBytes: r.Spec.Swap,
 		Processes: r.Spec.Processes, IO: api.IO(r.Spec.IO), DiskBytes: r.Spec.Disk, Pool: r.Spec.Pool, NICs: []api.NIC{},
 		Command: r.Spec.Command, Env: r.Spec.Env, CloudInit: r.Spec.UserData != "", Restart: string(r.Spec.Restart),

@@ -122,6 +122,7 @@ func (s *Server) routes() {
 	s.guestRoutes()
 	s.guestVerbs()
 	s.modelRoutes()
+	s.snapshotRoutes()
 	s.streamRoutes()
 	s.displayRoutes()
 	s.deviceRoutes()

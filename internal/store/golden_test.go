@@ -17,6 +17,7 @@ import (
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
+	"lodge/internal/model/snapshot"
 )
 
 // The golden files are values as they lie in the stores of the world. Every
@@ -69,10 +70,14 @@ func samples() []sample {
 			NICs:    []guest.NIC{{Name: "eth0", Network: "default", MAC: "02:00:00:00:00:01", IPv4: "10.67.0.5/16", IPv6: "fd00::5/64"}},
 			Command: []string{"sleep", "1"}, Env: map[string]string{"A": "b"}, UserData: "#cloud-config", Restart: guest.Always,
 			Autostart: guest.Autostart{Enabled: true, Order: 1, Delay: 2}, Ephemeral: true, StopTimeout: 30,
+			Models: 1, Engine: "oslevel", Clone: &guest.CloneOf{Guest: "g", Snapshot: "s", Memory: true}, Restore: &guest.RestoreOf{Wish: 1, Snapshot: "s", Memory: true},
+			Hardware: guest.Hardware{Machine: "q35", Firmware: "uefi", TPM: true, Kernel: "linux/debian-12", CPUModel: "max"},
+			Disks:    []guest.FurtherDisk{{Name: "data", Size: 1, Boot: 1}},
 		}),
 		statusOf(guest.Kind, guest.Status{
 			Phase: guest.Running, Doing: guest.Stop, Boots: 2, Generation: 3, Problem: problem, Engine: "oslevel", Pid: 42,
 			Started: &at, Exit: &guest.Exit{Code: 137, Signal: "killed", OOM: true, At: at}, Restarts: 1, NotBefore: &at, HostBoot: "b",
+			Model: guest.OS, Refused: 1, Refusal: problem, Cloned: true, Restored: 1, Saved: true, Ready: true, Last: "l", Kernel: "k",
 		}),
 		specOf(guest.HolderKind, guest.Holder{Host: "h1", Epoch: 3, Slot: 7}),
 		specOf(image.Kind, image.Spec{Source: "debian", Release: "12", Variant: image.Standard, Wish: 1, Upload: "u"}),
@@ -98,9 +103,13 @@ func samples() []sample {
 		statusOf(pool.Kind, pool.Status{Generation: 1, Ready: true, Path: "/p", Quota: "q", Problem: problem}),
 		specOf(forward.Kind, forward.Spec{Protocol: "tcp", Listen: netip.MustParseAddr("127.0.0.1"), Port: 8080, Guest: "g", Target: 80}),
 		statusOf(forward.Kind, forward.Status{Generation: 1, Active: true, Problem: problem}),
+		specOf(snapshot.Kind, snapshot.Spec{Guest: "g", Name: "n", Pool: "default", Note: "x", Memory: true}),
+		statusOf(snapshot.Kind, snapshot.Status{
+			Generation: 1, Problem: problem, Taken: &snapshot.Taken{At: at, Model: "vm", Memory: true, Rest: snapshot.Frozen},
+		}),
 		specOf(operation.Kind, operation.Spec{
 			By: "root", Verb: "guest.start", Cancel: true,
-			Subjects: []operation.Subject{{Key: model.Key{Kind: guest.Kind, Name: "web1"}, ID: "g", Generation: 2, Gone: true}},
+			Subjects: []operation.Subject{{Key: model.Key{Kind: guest.Kind, Name: "web1"}, ID: "g", Generation: 2, Gone: true, Wish: 1, Passing: true}},
 		}),
 		statusOf(operation.Kind, operation.Status{State: operation.Done, Problem: problem, Ended: &at}),
 	}

@@ -41,7 +41,7 @@ is kept, with -f alone only what comes. Each line begins with its revision.`,
 	fl := cmd.Flags()
 	fl.BoolVarP(&o.follow, "follow", "f", false, "go on with what comes")
 	fl.Int64Var(&o.since, "since", 0, "only what came after this revision")
-	fl.StringVar(&o.kind, "kind", "", "only of this kind: guest, image, kernel, network, pool, forward, operation")
+	fl.StringVar(&o.kind, "kind", "", "only of this kind: guest, image, kernel, network, pool, forward, snapshot, operation")
 	o.form.Var(cmd, "output", "o", "how to print; json is an object a line")
 	return cmd
 }

@@ -19,6 +19,7 @@ import (
 	"lodge/internal/model/network"
 	"lodge/internal/model/operation"
 	"lodge/internal/model/pool"
+	"lodge/internal/model/snapshot"
 	"lodge/internal/reconcile"
 	"lodge/internal/store/tables"
 )
@@ -74,7 +75,7 @@ func (r *Reconciler) Writes() []model.Kind { return []model.Kind{operation.Kind}
 // Reads lists everything an operation can be about.
 func (r *Reconciler) Reads() []reconcile.Read {
 	reads := []reconcile.Read{{Kind: operation.Kind}}
-	for _, k := range []model.Kind{guest.Kind, image.Kind, kernel.Kind, pool.Kind, network.Kind, forward.Kind} {
+	for _, k := range []model.Kind{guest.Kind, image.Kind, kernel.Kind, pool.Kind, network.Kind, forward.Kind, snapshot.Kind} {
 		reads = append(reads, reconcile.Read{Kind: k, Wake: r.changed})
 	}
 	return reads
@@ -256,6 +257,10 @@ func (r *Reconciler) answer(s operation.Subject) Answer {
 	case network.Kind:
 		if n, err := r.tables.Networks.ByID(s.ID); err == nil {
 			return Answer{true, n.Status.Generation, n.Status.Ready, n.Status.Problem}
+		}
+	case snapshot.Kind:
+		if s, err := r.tables.Snapshots.ByID(s.ID); err == nil {
+			return Answer{true, s.Status.Generation, s.Status.Taken != nil, s.Status.Problem}
 		}
 	case forward.Kind:
 		if f, err := r.tables.Forwards.ByID(s.ID); err == nil {
