@@ -113,16 +113,25 @@ func (r *Reconciler) replug(ctx context.Context, g guest.Guest, m engine.Machine
 	return errors.Join(err, werr, r.sweepDisks(g, have))
 }
 
-// plug changes the devices of a run one after the other and keeps have true.
+// unless passes on an error of any kind but one.
+func unless(k errs.Kind, err error) error {
+	if errs.Is(err, k) {
+		return nil
+	}
+	return err
+}
+
+// plug changes the devices of a run one after the other and keeps have true. What
+// is there already, or gone, an earlier daemon did that could not say so.
 func (r *Reconciler) plug(ctx context.Context, g guest.Guest, p engine.Plugger, plugs guest.Plugs, have *guest.Devices) error {
 	for _, name := range plugs.OutDisks {
-		if err := p.UnplugDisk(ctx, name); err != nil {
+		if err := unless(errs.NotFound, p.UnplugDisk(ctx, name)); err != nil {
 			return err
 		}
 		have.Disks = slices.DeleteFunc(have.Disks, func(d guest.FurtherDisk) bool { return d.Name == name })
 	}
 	for _, name := range plugs.OutNICs {
-		if err := p.UnplugNIC(ctx, name); err != nil {
+		if err := unless(errs.NotFound, p.UnplugNIC(ctx, name)); err != nil {
 			return err
 		}
 		i := slices.IndexFunc(have.NICs, func(n guest.NIC) bool { return n.Name == name })
@@ -138,7 +147,7 @@ func (r *Reconciler) plug(ctx context.Context, g guest.Guest, p engine.Plugger, 
 	for _, d := range plugs.InDisks {
 		disk, err := r.furtherDisk(g, pool.Path(g.ID), d)
 		if err == nil {
-			err = p.PlugDisk(ctx, disk)
+			err = unless(errs.Exists, p.PlugDisk(ctx, disk))
 		}
 		if err != nil {
 			return err
@@ -148,7 +157,7 @@ func (r *Reconciler) plug(ctx context.Context, g guest.Guest, p engine.Plugger, 
 	for _, n := range plugs.InNICs {
 		nic, _, err := r.attachNIC(ctx, g, n)
 		if err == nil {
-			err = p.PlugNIC(ctx, nic)
+			err = unless(errs.Exists, p.PlugNIC(ctx, nic))
 		}
 		if err != nil {
 			return err
