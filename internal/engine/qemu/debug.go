@@ -8,6 +8,7 @@ import (
 	"strings"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/engine/qemu/qmp"
 )
 
 // debugs is what Debug takes.
@@ -17,7 +18,7 @@ func debugs() []string { return []string{"reset", "nmi", "registers", "blocks"} 
 func (m *Machine) Debug(ctx context.Context, what string, w io.Writer) error {
 	switch what {
 	case "reset":
-		return m.about(m.link.do(ctx, "system_reset", nil, nil))
+		return m.reset(ctx)
 	case "nmi":
 		return m.about(m.link.do(ctx, "inject-nmi", nil, nil))
 	case "registers":
@@ -26,6 +27,27 @@ func (m *Machine) Debug(ctx context.Context, what string, w io.Writer) error {
 		return m.tell(ctx, "info block", w)
 	}
 	return errs.Bad("what", fmt.Sprintf("%q is nothing that can be done", what), "one of "+strings.Join(slices.Sorted(slices.Values(debugs())), ", "))
+}
+
+// reset starts the machine anew where it is. A machine that would end instead
+// is told otherwise until it was done.
+func (m *Machine) reset(ctx context.Context) error {
+	return m.about(m.link.with(ctx, func(ctx context.Context, c *qmp.Client) error {
+		if err := c.Do(ctx, "set-action", map[string]any{"reboot": "reset"}, nil); err != nil {
+			return err
+		}
+		return c.Do(ctx, "system_reset", nil, nil)
+	}))
+}
+
+// endsAgain makes a guest that was reset end when it reboots by itself.
+func (l *link) endsAgain() {
+	if w, err := l.asStarted(); err != nil || !w.Kernel {
+		return
+	}
+	if err := l.do(l.life, "set-action", map[string]any{"reboot": "shutdown"}, nil); err != nil {
+		l.e.o.Log.Warn("a guest that was reset will not end when it reboots", "guest", l.id, "err", err)
+	}
 }
 
 // tell writes what QEMU's monitor for people says.

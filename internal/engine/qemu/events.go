@@ -23,6 +23,7 @@ func (l *link) event(e qmp.Event) {
 		l.note(func() { l.status, l.trouble = "running", "" })
 	case "RESET":
 		l.note(func() { l.trouble = "" })
+		go l.endsAgain()
 	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
 		l.note(func() { l.trouble = "kernel panic: the guest's kernel says that it cannot go on" })
 	case "WATCHDOG":

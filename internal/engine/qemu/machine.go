@@ -125,13 +125,14 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	return nil
 }
 
-// Kill ends QEMU.
+// Kill ends QEMU, which is the first process of its namespace and takes all
+// others there with it.
 func (m *Machine) Kill(context.Context) error {
 	err := unix.PidfdSendSignal(m.held.Pidfd(), unix.SIGKILL, nil, 0)
 	if errors.Is(err, unix.ESRCH) {
 		err = nil
 	}
-	return errors.Join(err, m.e.o.Tree.Kill(m.parts.Cgroup))
+	return err
 }
 
 // Close lets go of the guest, which runs on. The lines to it are the engine's.

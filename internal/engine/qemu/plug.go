@@ -1,6 +1,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -35,7 +36,7 @@ func (m *Machine) roomFor(ctx context.Context) (w hardware, port string, err err
 	return w, port, nil
 }
 
-// PlugDisk gives the guest another disk. One that it has is left as it is.
+// PlugDisk gives the guest another disk. It is Exists if it has one of the name.
 func (m *Machine) PlugDisk(ctx context.Context, d engine.Disk) error {
 	m.link.device.Lock()
 	defer m.link.device.Unlock()
@@ -44,7 +45,7 @@ func (m *Machine) PlugDisk(ctx context.Context, d engine.Disk) error {
 		return err
 	}
 	if slices.ContainsFunc(w.Drives, func(o drive) bool { return o.Name == d.Name }) {
-		return nil
+		return m.refuse(errs.Exists, "the guest has a disk "+d.Name+" already", "")
 	}
 	flags := os.O_RDWR
 	n := drive{Name: d.Name, Format: d.Format, ReadOnly: d.ReadOnly || d.Optical, Port: port}
@@ -103,15 +104,22 @@ func (m *Machine) UnplugDisk(ctx context.Context, name string) error {
 	if err != nil {
 		return m.about(err)
 	}
-	if i := slices.IndexFunc(w.Drives, func(d drive) bool { return d.Name == name }); i >= 0 {
-		if w.Drives[i].Port == "" {
-			return m.refuse(errs.Unsupported, "its disk "+name+" cannot be taken away while it runs", "stop it first")
-		}
-		if err := m.remove(ctx, diskPrefix+name); err != nil {
-			return err
-		}
+	i := slices.IndexFunc(w.Drives, func(d drive) bool { return d.Name == name })
+	switch {
+	case i < 0:
+		return cmp.Or(m.about(m.dropNode(ctx, name)), m.refuse(errs.NotFound, fmt.Sprintf("the guest has no disk %q", name), ""))
+	case w.Drives[i].Port == "":
+		return m.refuse(errs.Unsupported, "its disk "+name+" cannot be taken away while it runs", "stop it first")
 	}
-	return m.about(m.dropNode(ctx, name))
+	return m.afterwards(ctx, diskPrefix+name, func() error { return m.dropNode(ctx, name) })
+}
+
+// afterwards takes a device away and then what was behind it.
+func (m *Machine) afterwards(ctx context.Context, id string, drop func() error) error {
+	if err := m.remove(ctx, id); err != nil {
+		return err
+	}
+	return m.about(drop())
 }
 
 // dropNode takes back the content of a disk that no device has, if it is there.
@@ -178,8 +186,8 @@ func (m *Machine) remove(ctx context.Context, id string) error {
 	}
 }
 
-// PlugNIC gives the guest another network card. One that it has is left as it
-// is.
+// PlugNIC gives the guest another network card. It is Exists if it has one of the
+// name, which the agent then knows.
 func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 	m.link.device.Lock()
 	defer m.link.device.Unlock()
@@ -188,7 +196,7 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 		return err
 	}
 	if slices.ContainsFunc(w.Cards, func(o card) bool { return o.Name == n.Name }) {
-		return m.tellCards(ctx, n)
+		return cmp.Or(m.tellCards(ctx, n), m.refuse(errs.Exists, "the guest has a network card "+n.Name+" already", ""))
 	}
 	if err := m.dropNet(ctx, n.Name); err != nil { // left by an attempt that was cut off
 		return err
@@ -216,42 +224,15 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 	return m.tellCards(ctx, n)
 }
 
-// seeTime is how long a guest may take to find a device that was plugged.
-const (
-	seeTime = 15 * time.Second
-	seePace = 100 * time.Millisecond
-)
-
-// tellCards lets the agent name and address a card that was plugged, once the
-// guest's kernel has found it.
+// tellCards lets the agent name and address a card that was plugged. It waits
+// until the guest's kernel has found it.
 func (m *Machine) tellCards(ctx context.Context, n engine.NIC) error {
 	if m.link.agent == nil {
 		return nil
 	}
 	parts := m.parts
 	parts.NICs = append(slices.DeleteFunc(slices.Clone(parts.NICs), func(o engine.NIC) bool { return o.Name == n.Name }), n)
-	return m.about(m.untilSeen(ctx, func() (bool, error) {
-		err := m.link.agent.Renew(ctx, config(m.g, parts))
-		return !errs.Is(err, errs.NotFound), err
-	}))
-}
-
-// untilSeen asks again and again until the guest has found what was plugged, or
-// seeTime has passed.
-func (m *Machine) untilSeen(ctx context.Context, ask func() (seen bool, err error)) error {
-	for until := time.Now().Add(seeTime); ; {
-		seen, err := ask()
-		if seen || time.Now().After(until) {
-			return err
-		}
-		select {
-		case <-time.After(seePace):
-		case <-ctx.Done():
-			return ctx.Err()
-		case <-m.link.life.Done():
-			return notRunning(m.g)
-		}
-	}
+	return m.about(m.link.agent.Renew(ctx, config(m.g, parts)))
 }
 
 // UnplugNIC takes a network card away, once the guest has let go of it.
@@ -262,15 +243,14 @@ func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
 	if err != nil {
 		return m.about(err)
 	}
-	if i := slices.IndexFunc(w.Cards, func(c card) bool { return c.Name == name }); i >= 0 {
-		if w.Cards[i].Port == "" {
-			return m.refuse(errs.Unsupported, "its network card "+name+" cannot be taken away while it runs", "stop it first")
-		}
-		if err := m.remove(ctx, nicPrefix+name); err != nil {
-			return err
-		}
+	i := slices.IndexFunc(w.Cards, func(c card) bool { return c.Name == name })
+	switch {
+	case i < 0:
+		return cmp.Or(m.dropNet(ctx, name), m.refuse(errs.NotFound, fmt.Sprintf("the guest has no network card %q", name), ""))
+	case w.Cards[i].Port == "":
+		return m.refuse(errs.Unsupported, "its network card "+name+" cannot be taken away while it runs", "stop it first")
 	}
-	return m.dropNet(ctx, name)
+	return m.afterwards(ctx, nicPrefix+name, func() error { return m.dropNet(ctx, name) })
 }
 
 // dropNet takes back the host's end of a card that is not there, if it is.

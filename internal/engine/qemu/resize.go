@@ -189,3 +189,27 @@ func (m *Machine) inflate(ctx context.Context, w hardware, want uint64) error {
 	}
 	return nil
 }
+
+// seeTime is how long a guest may take to find a device that was plugged.
+const (
+	seeTime = 15 * time.Second
+	seePace = 100 * time.Millisecond
+)
+
+// untilSeen asks again and again until the guest has found what was plugged, or
+// seeTime has passed.
+func (m *Machine) untilSeen(ctx context.Context, ask func() (seen bool, err error)) error {
+	for until := time.Now().Add(seeTime); ; {
+		seen, err := ask()
+		if seen || time.Now().After(until) {
+			return err
+		}
+		select {
+		case <-time.After(seePace):
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-m.link.life.Done():
+			return notRunning(m.g)
+		}
+	}
+}
