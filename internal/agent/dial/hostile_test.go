@@ -35,7 +35,7 @@ func everything(t testing.TB, l *Link, ctx context.Context) map[string]error {
 	_, out["terminal"] = l.Exec(ctx, session.Request{Argv: []string{"true"}, TTY: true})
 	out["pack"] = l.Pack(ctx, "/etc", io.Discard)
 	out["unpack"] = l.Unpack(ctx, "/etc", bytes.NewReader(make([]byte, 1<<20)))
-	out["shutdown"] = l.Shutdown(ctx)
+	out["reboot"] = l.plain(ctx, agent.OpOnline)
 	_, out["freeze"] = l.Freeze(ctx, time.Second)
 	out["renew"] = l.Renew(ctx, agent.Config{})
 	_, out["trim"] = l.Trim(ctx)
@@ -62,6 +62,49 @@ func TestASilentGuest(t *testing.T) {
 		if _, err := l.Stats(cancelled); !errs.Is(err, errs.Cancelled) {
 			t.Error(err)
 		}
+	}
+}
+
+// TestAGuestThatStopsAtOnce: an end that comes before the answer is the answer.
+func TestAGuestThatStopsAtOnce(t *testing.T) {
+	host, guest := pair(t)
+	go func() {
+		l := agent.NewLine(guest, 0, 0)
+		defer l.Close()
+		var w agent.Word
+		for err := error(nil); w.Kind != agent.Go; _, w, err = l.Next() {
+			if err != nil {
+				return
+			}
+			if w.Kind == agent.Mark {
+				l.Say(agent.Word{Kind: agent.Answer, ID: w.ID})
+			}
+		}
+		l.Say(agent.Word{Kind: agent.Start, ID: w.ID})
+		s, err := yamux.Server(l.Session(), agent.Multiplex())
+		if err != nil {
+			return
+		}
+		for {
+			st, err := s.AcceptStream()
+			if err != nil {
+				return
+			}
+			if _, payload, err := agent.NewFrames(st).Next(); err == nil {
+				if r, _ := agent.ParseRequest(payload); r.Op == agent.OpShutdown {
+					return
+				}
+			}
+		}
+	}()
+	l := Open(host, Options{})
+	defer l.Close()
+	if err := l.Shutdown(patiently(t)); err != nil {
+		t.Error(err)
+	}
+	<-l.Done()
+	if err := l.Shutdown(patiently(t)); !errs.Is(err, errs.Conflict) {
+		t.Errorf("a guest that is gone: %v", err)
 	}
 }
 

@@ -385,6 +385,12 @@ func TestVerbsOfAWholeGuest(t *testing.T) {
 		t.Error(err)
 	}
 	must(t, g.Online(ctx))
+	for user, want := range map[string]string{"ann": "1000:1000:1000 29:/:ann", "ann:audio": "1000:29:29:/:ann", "65534": "65534:0:0:/:65534", "": "0:0:0:/root:root"} {
+		code, out, _, err := outcome(t, g.Link, session.Request{Argv: []string{"sh", "-c", "echo $(id -u):$(id -g):$(id -G):$(pwd):$USER"}, User: user}, nil)
+		if err != nil || code != 0 || strings.TrimSpace(out) != want {
+			t.Errorf("%q: %q %v, want %q", user, out, err, want)
+		}
+	}
 
 	must(t, os.Truncate(g.volume, 96<<20)) // UML sees the size a device had when it was opened
 	must(t, g.Grow(ctx))

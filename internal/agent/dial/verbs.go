@@ -29,10 +29,24 @@ func (l *Link) Stats(ctx context.Context) (agent.Stats, error) {
 
 // Shutdown asks the guest's init to power off, and returns once it was asked.
 // An error of kind Busy says that it may not have heard.
-func (l *Link) Shutdown(ctx context.Context) error { return l.plain(ctx, agent.OpShutdown) }
+func (l *Link) Shutdown(ctx context.Context) error { return l.stop(ctx, agent.OpShutdown) }
 
 // Reboot asks the guest's init to start anew, likewise.
-func (l *Link) Reboot(ctx context.Context) error { return l.plain(ctx, agent.OpReboot) }
+func (l *Link) Reboot(ctx context.Context) error { return l.stop(ctx, agent.OpReboot) }
+
+// stop asks for the guest's end, which may be faster than the answer.
+func (l *Link) stop(ctx context.Context, op agent.Op) error {
+	c, err := l.begin(ctx, agent.Request{Op: op})
+	if err != nil {
+		return err
+	}
+	defer c.end()
+	_, err = c.answer(ctx, slow)
+	if errs.Is(err, errs.Conflict) || errors.Is(err, io.EOF) {
+		return nil // it hung up, or is gone
+	}
+	return err
+}
 
 // Online makes the guest use processors and memory that were plugged.
 func (l *Link) Online(ctx context.Context) error { return l.plain(ctx, agent.OpOnline) }
