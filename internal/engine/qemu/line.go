@@ -22,12 +22,7 @@ const (
 	fdVars   = "vars"  // UEFI's variables
 	fdTPM    = "tpm"
 	fdBase   = "base" // the disk that the guest's own lies on
-	fdPort   = "port" // where the BIOS speaks, beside the screen
 )
-
-// speaks says that the BIOS, and boot loaders that speak through it, are seen
-// on the console too.
-func (w hardware) speaks() bool { return !w.Kernel && w.Firmware == "bios" }
 
 func fdDrive(name string) string { return "drive " + name }
 func fdCard(name string) string  { return "card " + name }
@@ -95,6 +90,11 @@ func (w hardware) board(l *line, p places) {
 		machine = append(machine, "pcie", "on", "acpi", "on", "rtc", "on", "pit", "on", "pic", "on", "isa-serial", "on")
 	} else {
 		machine = append(machine, "vmport", "off")
+		if !w.Kernel {
+			// There is a screen; but so the BIOS, and boot loaders that speak
+			// through it, are seen on the console too.
+			machine = append(machine, "graphics", "off")
+		}
 	}
 	if strings.HasPrefix(w.Firmware, "uefi") {
 		l.blockdev(map[string]any{"node-name": "code", "driver": "file", "filename": p.code, "read-only": true})
@@ -151,9 +151,6 @@ func onOff(b bool) string {
 func (w hardware) identity(l *line, p places) {
 	l.add("-uuid", w.UUID, "-smbios", list("type=1", "manufacturer", "Lodge", "product", "Lodge guest", "version", w.Kind, "serial", p.id, "uuid", w.UUID))
 	l.add("-rtc", "base=utc")
-	if w.speaks() {
-		l.add("-fw_cfg", list("", "name", "etc/sercon-port", "file", descriptor(p, fdPort)))
-	}
 	if w.Kernel {
 		l.add("-kernel", p.kernel, "-initrd", descriptor(p, fdInitrd), "-append", kernelLine)
 	}

@@ -2,7 +2,6 @@ package qemu
 
 import (
 	"context"
-	"encoding/binary"
 	"encoding/json"
 	"errors"
 	"os"
@@ -30,9 +29,6 @@ const (
 	savedDevices = "device"
 	savedMemory  = "ram" // not there if the memory is among the devices
 )
-
-// firstSerial is the first serial line of a PC.
-const firstSerial = 0x3f8
 
 // Program says how the launch helper makes g.
 func (e *Engine) Program(g guest.Guest, parts engine.Parts) (keeper.Program, error) {
@@ -116,9 +112,6 @@ func (b *builder) furnish(l *look) error {
 	b.open(fdAgent, launch.Pair{})
 	if b.parts.Memory != "" {
 		b.open(fdState, launch.Open{Path: filepath.Join(b.parts.Memory, savedDevices), Flags: unix.O_RDONLY})
-	}
-	if b.w.speaks() {
-		b.open(fdPort, launch.Memory{Name: "port", Parts: []launch.Part{{Bytes: binary.LittleEndian.AppendUint16(nil, firstSerial)}}})
 	}
 	if b.w.Kernel {
 		if err := b.kernelFiles(); err != nil {
