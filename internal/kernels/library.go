@@ -8,6 +8,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"lodge/internal/base/errs"
@@ -24,7 +25,8 @@ var libraryFolders = []string{
 
 // CopyProgram copies the program at path, which belongs to the tree at root,
 // into dir as "kernel", and with it what it needs to run on any host: its
-// loader first, then its libraries.
+// loader first, then its libraries, and those that the C library loads when it
+// ends a thread.
 func CopyProgram(root, path, dir string) (support []string, err error) {
 	if err := copyFile(path, filepath.Join(dir, "kernel"), 0o755); err != nil {
 		return nil, err
@@ -40,7 +42,7 @@ func CopyProgram(root, path, dir string) (support []string, err error) {
 		return nil, err
 	}
 	seen := map[string]bool{}
-	for todo := append([]string{filepath.Base(loader)}, libraries...); len(todo) > 0; todo = todo[1:] {
+	for todo := slices.Concat([]string{filepath.Base(loader)}, libraries, []string{"libgcc_s.so.1"}); len(todo) > 0; todo = todo[1:] {
 		name := todo[0]
 		if seen[name] {
 			continue

@@ -221,7 +221,7 @@ func TestAProgramIsCopiedWithItsLibraries(t *testing.T) {
 		t.Skipf("this machine's sh is not a program with libraries: %v", err)
 	}
 	must(t, os.MkdirAll(filepath.Join(root, "usr/lib64"), 0o755))
-	for _, l := range append(libraries, filepath.Base(loader)) {
+	for _, l := range append(libraries, filepath.Base(loader), "libgcc_s.so.1") {
 		from, err := find("/", l)
 		must(t, err)
 		must(t, copyFile(from, filepath.Join(root, "usr/lib64", "real-"+l), 0o755))

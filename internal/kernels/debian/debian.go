@@ -184,7 +184,7 @@ func program(ctx context.Context, p packages) (made kernels.Made, err error) {
 	if err != nil {
 		return made, err
 	}
-	tree, err := p.unpack(ctx, "user-mode-linux", "libc6")
+	tree, err := p.unpack(ctx, "user-mode-linux", "libc6", "libgcc-s1")
 	if err != nil {
 		return made, err
 	}

@@ -91,7 +91,7 @@ func buildOne(t *testing.T, store *kernels.Store, s *Source, name string) {
 	if f, err := elf.Open(b.Path); err != nil || f.Type != elf.ET_EXEC && f.Type != elf.ET_DYN {
 		t.Errorf("the kernel is no program: %v", err)
 	}
-	if len(b.Support) < 2 || !strings.HasPrefix(filepath.Base(b.Support[0]), "ld-linux") {
+	if len(b.Support) != 3 || !strings.HasPrefix(filepath.Base(b.Support[0]), "ld-linux") {
 		t.Errorf("support: %v", b.Support)
 	}
 }
