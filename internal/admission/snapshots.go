@@ -82,7 +82,7 @@ func (d *Door) saving(g tables.GuestRecord) (Engine, error) {
 		return e, err
 	}
 	if !e.Save {
-		return e, &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + g.Name, Field: "memory", Msg: fmt.Sprintf("is run by engine %s, which cannot keep its memory", e.Name),
+		return e, &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + g.Name, Msg: fmt.Sprintf("is run by engine %s, which cannot keep its memory", e.Name),
 			Hint: "leave the memory out, or make it a virtual machine: lodge model " + g.Name + " vm"}
 	}
 	return e, nil
