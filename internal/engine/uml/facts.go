@@ -60,7 +60,8 @@ func (f fact) list(k engine.Kernel) []engine.Fact {
 	if f.smp {
 		processors = "as many as a guest is given"
 	}
-	return []engine.Fact{{Name: "kernel", Value: strings.TrimSpace(k.Name + " " + f.version)}, {Name: "mode", Value: mode}, {Name: "processors", Value: processors}}
+	return []engine.Fact{{Name: "kernel", Value: strings.TrimSpace(k.Name + " " + f.version)}, {Name: "mode", Value: mode}, {Name: "processors", Value: processors},
+		{Name: "without", Value: "RAID 6 inside guests"}}
 }
 
 // tryTime is how long a kernel may take to find out that it has no disk.
