@@ -64,7 +64,8 @@ func packages(v image.Variant) []string {
 		return list
 	}
 	return append(list,
-		"libpam-systemd", "udev", // sessions of users; devices, when the same image boots in a virtual machine
+		"libpam-systemd",
+		"udev", "kmod", // devices and their modules, when the same image boots with a kernel of its own
 		"openssh-server", "cloud-init", "sudo", "cron",
 		"iputils-ping", "netbase", "ca-certificates", "curl",
 		"less", "nano", "bash-completion")
