@@ -204,7 +204,9 @@ Usual are sysrq-t and sysrq-w (what its kernel does), nmi, reset, stack.`,
 			}
 			defer r.Close()
 			text, err := io.ReadAll(r)
-			fmt.Fprint(f.Streams.Out, cli.Clean(string(text)))
+			if len(text) > 0 {
+				fmt.Fprintln(f.Streams.Out, strings.TrimRight(cli.Clean(string(text)), "\n"))
+			}
 			return err
 		},
 	}

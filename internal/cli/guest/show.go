@@ -78,7 +78,11 @@ func details(g api.Guest, accel string, now time.Time) *cli.Table {
 	add("name", g.Name)
 	add("phase", phase(g))
 	if p := g.Problem; p != nil {
-		add("problem", fmt.Sprintf("%s (%s, tried %d times)", p.Message, cli.Ago(p.Since, now), p.Attempts))
+		tried := ""
+		if p.Attempts > 1 {
+			tried = fmt.Sprintf(", tried %d times", p.Attempts)
+		}
+		add("problem", fmt.Sprintf("%s (%s%s)", p.Message, cli.Ago(p.Since, now), tried))
 		add("hint", p.Hint)
 	}
 	add("wanted", g.Wanted)
