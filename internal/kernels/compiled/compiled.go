@@ -141,10 +141,13 @@ func (s *Source) try(ctx context.Context, program, work string, told kernels.Tol
 	args := []string{"mem=96M", "initrd=" + at, "con=null", "ssl=null", "con0=null,fd:1", "panic=1", "noreboot"}
 	runs, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	up := false
+	up, panicked := false, ""
 	err = tool.Run(runs, op, []string{"HOME=" + work}, func(line string) {
 		if strings.Contains(line, agent.ConfigPath) {
 			up = true
+			cancel()
+		} else if strings.HasPrefix(line, "Kernel panic") {
+			panicked = ": " + line
 			cancel()
 		}
 	}, program, args...)
@@ -152,7 +155,7 @@ func (s *Source) try(ctx context.Context, program, work string, told kernels.Tol
 	case ctx.Err() != nil:
 		return ctx.Err()
 	case !up:
-		return &errs.Error{Op: op, Kind: errs.Unsupported, Msg: "the kernel was compiled, but does not run on this host", Err: err,
+		return &errs.Error{Op: op, Kind: errs.Unsupported, Msg: "the kernel was compiled, but does not run on this host" + panicked, Err: err,
 			Hint: "use the kernel of Debian's packages: lodge kernel build um/debian-sid"}
 	}
 	return nil
