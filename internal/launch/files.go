@@ -8,8 +8,8 @@ import (
 	"lodge/internal/launch/plan"
 )
 
-// File is something that a jailed program finds open: an Open, Pair, Memory or
-// Tap.
+// File is something that a jailed program finds open: an Open, Kept, Pair,
+// Memory or Tap.
 type File interface {
 	count() int // of descriptors
 	// open writes the plan that opens it and puts the descriptors into fds.
@@ -25,6 +25,40 @@ type Open struct {
 func (Open) count() int { return 1 }
 
 func (o Open) open(s Script, fds []plan.Reg) { s.Set(fds[0], s.Open(o.Path, o.Flags)) }
+
+// Kept is a file of the host that is the program's to change and outlives it.
+// One that is not there yet begins as a copy of another.
+type Kept struct {
+	Path string
+	From string
+}
+
+func (Kept) count() int { return 1 }
+
+func (k Kept) open(s Script, fds []plan.Reg) {
+	what, made, ok := "keep "+k.Path, s.Mark(), s.Mark()
+	s.Set(fds[0], s.Try(unix.SYS_OPENAT, Cwd, s.Text(k.Path), plan.Imm(unix.O_RDWR|unix.O_CLOEXEC), Zero))
+	s.JumpUnless(fds[0], No(unix.ENOENT), made)
+	fresh := k.Path + ".new"
+	to := s.Sys(what, unix.SYS_OPENAT, Cwd, s.Text(fresh), plan.Imm(unix.O_RDWR|unix.O_CREAT|unix.O_TRUNC|unix.O_CLOEXEC), plan.Imm(0o600))
+	s.append(k.From, to)
+	s.Do(what, unix.SYS_FSYNC, to)
+	s.Do(what, unix.SYS_RENAME, s.Text(fresh), s.Text(k.Path))
+	s.Set(fds[0], to)
+	s.Here(made)
+	s.JumpBelow(plan.Imm(-1), fds[0], ok)
+	s.Fail(what, fds[0])
+	s.Here(ok)
+}
+
+// append copies a file of the host to the end of what was written to another.
+func (s Script) append(path string, to plan.Reg) {
+	from, again := s.Open(path, unix.O_RDONLY), s.Mark()
+	s.Here(again)
+	n := s.Sys("copy "+path, unix.SYS_SENDFILE, to, from, Zero, plan.Imm(copyMost))
+	s.JumpUnless(n, Zero, again)
+	s.Close(from)
+}
 
 // Pair is a channel between the program and the host: two descriptors of one
 // stream socket pair. The second is the host's end. The program merely holds
@@ -76,11 +110,7 @@ func (m Memory) open(s Script, fds []plan.Reg) {
 			s.Do(what, unix.SYS_WRITE, fd, s.Bytes(p.Bytes), plan.Imm(len(p.Bytes)))
 			continue
 		}
-		from, again := s.Open(p.Path, unix.O_RDONLY), s.Mark()
-		s.Here(again)
-		n := s.Sys("copy "+p.Path, unix.SYS_SENDFILE, fd, from, Zero, plan.Imm(copyMost))
-		s.JumpUnless(n, Zero, again)
-		s.Close(from)
+		s.append(p.Path, fd)
 	}
 	s.Do(what, unix.SYS_LSEEK, fd, Zero, plan.Imm(unix.SEEK_SET))
 	if m.Seal != 0 {

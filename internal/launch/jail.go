@@ -57,6 +57,7 @@ type Jail struct {
 type Bind struct {
 	Host, Inside string
 	Writable     bool // it becomes the jail's user's own then
+	Make         bool // a folder that is made if it is not there
 }
 
 // Limits are those of each process in the jail. A core is never written.
@@ -314,6 +315,9 @@ func (b *jail) hang(dir string, mount plan.Reg, made map[string]bool) {
 func (b *jail) bind(bind Bind, made map[string]bool) {
 	what := "bind " + bind.Host
 	set := unix.MOUNT_ATTR_NOSUID | unix.MOUNT_ATTR_NODEV
+	if bind.Make {
+		b.Ignore(unix.SYS_MKDIRAT, Cwd, b.Text(bind.Host), plan.Imm(0o700))
+	}
 	if !bind.Writable {
 		set |= unix.MOUNT_ATTR_RDONLY
 	} else {
