@@ -24,7 +24,7 @@ type look struct {
 	stamp   string        // of the program's file
 	binds   []launch.Bind // that QEMU needs in its jail
 	models  []string      // of processors
-	swtpm   string        // program, or ""
+	tpm     *tpm          // nil: there are no such modules here
 	kvmWhy  string
 }
 
@@ -69,7 +69,7 @@ func (e *Engine) see(ctx context.Context) (*look, error) {
 	}
 	l.CPUs = e.o.cpus()
 	l.Firmware = findFirmware(e.o.firmwareDir())
-	l.swtpm, _ = exec.LookPath("swtpm")
+	l.tpm = findTPM(ctx)
 	l.KVM, l.kvmWhy = false, "it was not tried out"
 	if e.o.KVM != nil {
 		l.KVM, l.kvmWhy = e.o.KVM(ctx)
@@ -87,12 +87,8 @@ func (l *look) ask(ctx context.Context) error {
 	if l.Version, l.Machine, err = parseVersion(text); err != nil {
 		return err
 	}
-	libraries, err := run(ctx, "ldd", l.program)
-	if err != nil {
+	if l.binds, err = programBinds(ctx, l.program); err != nil {
 		return err
-	}
-	for _, path := range append(parseLibraries(libraries), l.program) {
-		l.binds = append(l.binds, launch.Bind{Host: path, Inside: path})
 	}
 	for _, dir := range []string{modules, "/usr/share/qemu", "/usr/share/seabios"} {
 		if _, err := os.Stat(dir); err == nil {
@@ -102,6 +98,18 @@ func (l *look) ask(ctx context.Context) error {
 	text, err = run(ctx, l.program, "-cpu", "help")
 	l.models = parseModels(text)
 	return err
+}
+
+// programBinds is what a program needs in a jail: itself and its libraries.
+func programBinds(ctx context.Context, program string) (binds []launch.Bind, err error) {
+	libraries, err := run(ctx, "ldd", program)
+	if err != nil {
+		return nil, err
+	}
+	for _, path := range append(parseLibraries(libraries), program) {
+		binds = append(binds, launch.Bind{Host: path, Inside: path})
+	}
+	return binds, nil
 }
 
 func run(ctx context.Context, argv ...string) ([]byte, error) {

@@ -6,6 +6,7 @@ import (
 	"errors"
 	"os"
 	"path/filepath"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -67,6 +68,9 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 	}
 	b.Env = append(b.Env, machineEnv+string(about))
 	b.Argv = append([]string{l.program}, b.w.arguments(b.places)...)
+	if b.w.TPM {
+		b.Argv = l.tpm.besides(b.fd(fdTPM)+1, b.Argv)
+	}
 	return b.Jail, nil
 }
 
@@ -121,6 +125,9 @@ func (b *builder) furnish(l *look) error {
 	if err := b.driveFiles(); err != nil {
 		return err
 	}
+	if err := b.firmwareFiles(l); err != nil {
+		return err
+	}
 	for i, n := range b.parts.NICs {
 		// QEMU itself says later what the guest's end takes unfinished.
 		b.open(fdCard(b.w.Cards[i].Name), launch.Tap{Device: n.Device, Master: n.Master, MTU: n.MTU, Header: true})
@@ -142,6 +149,30 @@ func (b *builder) kernelFiles() error {
 	b.kernel = kernelInside
 	b.Binds = append(b.Binds, launch.Bind{Host: k.Path, Inside: kernelInside})
 	b.open(fdInitrd, launch.Memory{Name: "initrd", Parts: []launch.Part{{Path: k.Initrd}, {Bytes: archive}}})
+	return nil
+}
+
+// codeInside is where UEFI's code is in QEMU's root.
+const codeInside = "/uefi"
+
+// firmwareFiles gives QEMU what firmware is made of that is not its own. Its
+// variables lie with the guest's disk.
+func (b *builder) firmwareFiles(l *look) error {
+	if strings.HasPrefix(b.w.Firmware, "uefi") {
+		code, vars, ok := l.Firmware.files(b.w.Firmware)
+		if !ok {
+			return &errs.Error{Op: "qemu.program", Kind: errs.Unsupported, Ref: b.g.Key().String(), Msg: "this host has no firmware " + b.w.Firmware, Hint: "apt-get install ovmf"}
+		}
+		b.code = codeInside
+		b.Binds = append(b.Binds, launch.Bind{Host: code, Inside: codeInside})
+		b.open(fdVars, launch.Kept{Path: filepath.Join(b.parts.Root.Writable, b.w.Firmware+".vars"), From: vars})
+	}
+	if b.w.TPM {
+		if l.tpm == nil {
+			return &errs.Error{Op: "qemu.program", Kind: errs.Unsupported, Ref: b.g.Key().String(), Field: "tpm", Msg: "this host has no security modules for guests", Hint: "apt-get install swtpm busybox-static"}
+		}
+		b.addTPM(l.tpm)
+	}
 	return nil
 }
 

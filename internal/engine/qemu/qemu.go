@@ -102,7 +102,7 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	i.Version = "QEMU " + l.Version
 	own := l.host.cpuModel()
 	i.CPUModels = append([]string{own}, slices.DeleteFunc(slices.Clone(l.models), func(m string) bool { return m == own })...)
-	i.Machines = []engine.MachineKind{{Name: "q35", Firmware: l.Firmware.names()}, {Name: "microvm"}}
+	i.Machines = []engine.MachineKind{{Name: "q35", Firmware: l.Firmware.names(), TPM: l.tpm != nil}, {Name: "microvm"}}
 	i.Facts = l.facts()
 	return i, nil
 }
@@ -112,9 +112,9 @@ func (l *look) facts() []engine.Fact {
 	if l.KVM {
 		accel = "kvm: " + l.kvmWhy
 	}
-	tpm := "none: swtpm is not installed"
-	if l.swtpm != "" {
-		tpm = l.swtpm
+	tpm := "none: swtpm and busybox-static are needed"
+	if l.tpm != nil {
+		tpm = l.tpm.program
 	}
 	return []engine.Fact{{Name: "acceleration", Value: accel}, {Name: "program", Value: l.program}, {Name: "machine", Value: l.Machine}, {Name: "tpm", Value: tpm}}
 }
