@@ -23,7 +23,7 @@ programs:
 	@scripts/deps.sh build
 	@internal/launch/helper/build.sh $(EMBEDDED)/lodge-launch
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-keeper ./cmd/lodge-keeper
-	@$(GOBUILD) -gcflags=all=-l -gcflags=runtime= -o $(EMBEDDED)/lodge-agent ./cmd/lodge-agent # small: every guest with a kernel of its own holds it in memory
+	@$(GOBUILD) -o $(EMBEDDED)/lodge-agent ./cmd/lodge-agent
 
 up: build ## turn this machine into a Lodge server with three running guests
 	@scripts/up.sh

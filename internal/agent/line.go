@@ -82,6 +82,8 @@ const readSize = 64 << 10
 // Reader tells data from words. It takes anything and fails only as what it
 // reads from does.
 type Reader struct {
+	Odd func() // called for each word and for what means nothing, to slow down who sends many; may be nil
+
 	r        io.Reader
 	buf      []byte
 	from, to int
@@ -126,11 +128,16 @@ func (r *Reader) escaped() (data []byte, w Word, err error) {
 	if err := r.need(2); err != nil {
 		return nil, w, err
 	}
-	switch k := r.buf[r.from+1]; WordKind(k) {
-	case escape:
+	k := r.buf[r.from+1]
+	if k == escape {
 		data = r.buf[r.from : r.from+1]
 		r.from += 2
 		return data, w, nil
+	}
+	if r.Odd != nil {
+		r.Odd()
+	}
+	switch WordKind(k) {
 	case Mark, Answer, Go, Start, Hello, Credit:
 		for n := 3; n <= wordLen; n++ {
 			if err := r.need(n); err != nil {

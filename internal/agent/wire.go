@@ -2,7 +2,6 @@ package agent
 
 import (
 	"encoding/binary"
-	"encoding/json"
 	"fmt"
 	"io"
 
@@ -147,8 +146,8 @@ type Request struct {
 	Config  *Config `json:"config,omitempty"`
 	Time    int64   `json:"time,omitempty"` // nanoseconds since 1970
 	User    string  `json:"user,omitempty"`
-	Hash    string  `json:"hash,omitempty"` // as in /etc/shadow
-	Entropy []byte  `json:"entropy,omitempty"`
+	Hash    string  `json:"hash,omitempty"`    // as in /etc/shadow
+	Entropy string  `json:"entropy,omitempty"` // hexadecimal digits
 }
 
 // Exec is a program to run, with the meaning of session.Request.
@@ -240,7 +239,7 @@ type Stats struct {
 
 // SendJSON writes v as a frame of kind k.
 func SendJSON(w io.Writer, k Kind, v any) error {
-	b, err := json.Marshal(v)
+	b, err := Encode(v)
 	if err != nil {
 		return err
 	}
@@ -253,13 +252,13 @@ func SendJSON(w io.Writer, k Kind, v any) error {
 // ParseRequest reads what the host asks.
 func ParseRequest(b []byte) (Request, error) {
 	var r Request
-	err := json.Unmarshal(b, &r)
+	err := Decode(b, &r)
 	return r, err
 }
 
 // ParseResult reads what the agent answers.
 func ParseResult(b []byte) (Result, error) {
 	var r Result
-	err := json.Unmarshal(b, &r)
+	err := Decode(b, &r)
 	return r, err
 }

@@ -14,7 +14,7 @@ const (
 	lineRate  = 512 << 20 // bytes of any kind: more than any line carries
 	junkRate  = 1 << 20   // bytes while no session is
 	frameRate = 20_000    // frames of a session
-	dullRate  = 2_000     // of these, such as carry no data
+	dullRate  = 2_000     // of these, such as carry no data; and words between them
 )
 
 // pace makes who spends more than was earned wait.
@@ -26,6 +26,11 @@ type pace struct {
 
 func newPace(rate, burst float64) *pace {
 	return &pace{rate: rate, burst: burst, left: burst, last: time.Now()}
+}
+
+// set is for who has the line to himself.
+func (p *pace) set(rate float64) {
+	p.rate, p.burst, p.left = rate, rate, min(p.left, rate)
 }
 
 func (p *pace) spend(n int) {

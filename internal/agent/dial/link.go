@@ -54,6 +54,7 @@ const (
 type Link struct {
 	o     Options
 	line  *agent.Line
+	pace  *pace // of reading from it
 	mail  *agent.Mailbox
 	slots slots
 	calls chan struct{}
@@ -88,7 +89,16 @@ func Open(ch io.ReadWriteCloser, o Options) *Link {
 			l.mail, l.slots = m, newSlots(m.Slots())
 		}
 	}
-	l.line = agent.NewLine(paced{ch, newPace(lineRate, lineRate)}, window, 0)
+	l.pace = newPace(junkRate, junkRate)
+	l.line = agent.NewLine(paced{ch, l.pace}, window, 0)
+	odd := newPace(dullRate, dullRate)
+	l.line.Odd = func() {
+		select {
+		case <-l.line.Closed(): // what was read already holds nobody up
+		default:
+			odd.spend(1)
+		}
+	}
 	go l.run()
 	return l
 }
@@ -126,6 +136,7 @@ func (l *Link) run() {
 			return
 		}
 		began := time.Now()
+		l.pace.set(lineRate)
 		c := l.line.Session()
 		s, err := yamux.Client(newGuard(c), agent.Multiplex())
 		if err != nil {
@@ -137,6 +148,7 @@ func (l *Link) run() {
 		<-s.CloseChan()
 		c.Wait()
 		w = c.Last()
+		l.pace.set(junkRate)
 		l.lost(s)
 		if time.Since(began) > young {
 			gap = firstGap
@@ -269,15 +281,13 @@ func newID() agent.ID {
 // listen reads until the session begins. It is false when the agent answered
 // and then did not go on.
 func (l *Link) listen(id agent.ID, w agent.Word, m *marks) (bool, error) {
-	junk := newPace(junkRate, junkRate)
 	answered := false
 	for {
 		if w.Kind == 0 {
-			data, next, err := l.line.Next()
+			_, next, err := l.line.Next()
 			if err != nil {
 				return false, err
 			}
-			junk.spend(1 + len(data))
 			w = next
 		}
 		switch {

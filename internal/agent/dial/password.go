@@ -3,6 +3,7 @@ package dial
 import (
 	"crypto/rand"
 	"crypto/sha512"
+	"encoding/hex"
 	"strings"
 
 	"lodge/internal/base/errs"
@@ -11,10 +12,10 @@ import (
 // entropySize is how much randomness a copied guest is given.
 const entropySize = 64
 
-func entropy() []byte {
+func entropy() string {
 	b := make([]byte, entropySize)
 	rand.Read(b)
-	return b
+	return hex.EncodeToString(b)
 }
 
 // Bounds of what the scheme takes.

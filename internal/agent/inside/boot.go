@@ -144,6 +144,30 @@ func overlayOptions(c agent.Config) string {
 	return "lowerdir=" + lower + ",upperdir=" + volumePlace + "/upper,workdir=" + volumePlace + "/work,index=off,metacopy=off,redirect_dir=off"
 }
 
+// uuidOption keeps the layer free of what tells one mount from another, by the
+// word that a kernel of this release has for it.
+func uuidOption(release string) string {
+	f := strings.FieldsFunc(release, func(r rune) bool { return r < '0' || r > '9' })
+	if len(f) < 2 {
+		return ""
+	}
+	switch version := number(f[0])*1000 + number(f[1]); {
+	case version >= 6006:
+		return ",uuid=null"
+	case version >= 5013:
+		return ",uuid=off"
+	}
+	return ""
+}
+
+func kernelRelease() string {
+	var u unix.Utsname
+	if unix.Uname(&u) != nil {
+		return ""
+	}
+	return unix.ByteSliceToString(u.Release[:])
+}
+
 // makeRoot lays the writable layer over the image, and returns a folder of the
 // layer's file system.
 func makeRoot(c agent.Config) (*os.File, error) {
@@ -180,13 +204,7 @@ func makeRoot(c agent.Config) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	for _, uuid := range []string{",uuid=null", ",uuid=off", ""} { // as the kernel knows them
-		err = unix.Mount("overlay", rootPlace, "overlay", unix.MS_NOATIME, overlayOptions(c)+uuid)
-		if err != unix.EINVAL {
-			break
-		}
-	}
-	if err != nil {
+	if err := unix.Mount("overlay", rootPlace, "overlay", unix.MS_NOATIME, overlayOptions(c)+uuidOption(kernelRelease())); err != nil {
 		return nil, fmt.Errorf("the image and the writable layer cannot be put together: %w", err)
 	}
 	return volume, nil

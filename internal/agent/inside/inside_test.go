@@ -242,3 +242,11 @@ func TestMissingIPv6IsNoFault(t *testing.T) {
 		t.Error("IPv4 may not be missing")
 	}
 }
+
+func TestUUIDOption(t *testing.T) {
+	for release, want := range map[string]string{"7.2.7": ",uuid=null", "6.6.0-rc1": ",uuid=null", "6.1.0-44-cloud-amd64": ",uuid=off", "5.10.0": "", "": ""} {
+		if got := uuidOption(release); got != want {
+			t.Errorf("%q: %q", release, got)
+		}
+	}
+}

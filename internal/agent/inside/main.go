@@ -1,7 +1,6 @@
 package inside
 
 import (
-	"encoding/json"
 	"fmt"
 	"io"
 	"os"
@@ -69,7 +68,7 @@ func readConfig(f *os.File) (c agent.Config, err error) {
 	if err != nil {
 		return c, err
 	}
-	return c, json.Unmarshal(b, &c)
+	return c, agent.Decode(b, &c)
 }
 
 // say writes a line on the console.

@@ -2,6 +2,7 @@ package inside
 
 import (
 	"bytes"
+	"encoding/hex"
 	"errors"
 	"fmt"
 	"io"
@@ -69,10 +70,15 @@ func (a *Agent) renew(r agent.Request) error {
 	return nil
 }
 
-// seed mixes b into the kernel's randomness and makes it count at once.
-func seed(b []byte) error {
-	if len(b) == 0 || len(b) > seedMax {
+// seed mixes what the digits stand for into the kernel's randomness and makes
+// it count at once.
+func seed(digits string) error {
+	if digits == "" {
 		return nil
+	}
+	b, err := hex.DecodeString(digits)
+	if err != nil || len(b) > seedMax {
+		return errs.Bad("entropy", "makes no sense", "")
 	}
 	f, err := os.OpenFile("/dev/urandom", os.O_RDWR, 0)
 	if err != nil {
