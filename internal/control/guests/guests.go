@@ -91,6 +91,7 @@ type Reconciler struct {
 type stopping struct {
 	deadline time.Time // when patience ends
 	told     bool      // the guest's init has surely heard it
+	saved    bool      // its memory is saved, and it is being ended
 }
 
 // attachment is what is attached for a guest.

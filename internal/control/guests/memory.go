@@ -90,6 +90,12 @@ func (r *Reconciler) save(ctx context.Context, g guest.Guest) (time.Duration, er
 	if err != nil {
 		return 0, err
 	}
+	r.mu.Lock()
+	under := r.stops[g.ID]
+	r.mu.Unlock()
+	if under.saved {
+		return killAgain, r.kill(ctx, g.ID)
+	}
 	m, _, err := r.machine(ctx, g.ID)
 	if err != nil {
 		return 0, err
@@ -106,6 +112,9 @@ func (r *Reconciler) save(ctx context.Context, g guest.Guest) (time.Duration, er
 	if err := saveMemory(ctx, g, s, pool); err != nil {
 		return 0, errs.Also(err, errors.Join(dropMemory(pool.Path(g.ID)), p.Resume(context.WithoutCancel(ctx))))
 	}
+	r.mu.Lock()
+	r.stops[g.ID] = stopping{deadline: r.Now(), saved: true}
+	r.mu.Unlock()
 	return killAgain, r.kill(ctx, g.ID)
 }
 
@@ -132,6 +141,15 @@ func (r *Reconciler) resuming(g guest.Guest, info engine.Info, parts *engine.Par
 	}
 	parts.Memory = used
 	return fsx.SyncDir(dir)
+}
+
+// resumed says what memory a guest that runs already may still be going on from:
+// the daemon that started it died before it had.
+func (r *Reconciler) resumed(g guest.Guest, parts *engine.Parts) {
+	used := filepath.Join(parts.Root.Writable, memoryUsed)
+	if parts.Memory == "" && exists(used) && r.alive(g.ID) {
+		parts.Memory = used
+	}
 }
 
 // notResumed takes back what resuming did, for a guest that did not start.
@@ -195,8 +213,11 @@ func (r *Reconciler) giveIdentity(ctx context.Context, g guest.Guest) error {
 // is good for nothing any more, and reports whether it goes on from it with its
 // next start. Whoever wants a guest off, and not saved, wants no more of it.
 func (r *Reconciler) tidyMemory(ctx context.Context, g guest.Guest, at guest.Phase) (saved bool, err error) {
-	if at == guest.Running || at == guest.Paused {
+	switch at {
+	case guest.Running:
 		return false, r.settleMemory(ctx, g)
+	case guest.Paused:
+		return false, nil // it may not have read all of it yet
 	}
 	pool, err := r.Pools.Get(g.Spec.Pool)
 	if err != nil {

@@ -89,6 +89,7 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	if err := r.attachVolume(ctx, g, info, p); err != nil {
 		return nil, err
 	}
+	r.resumed(g, p)
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{p, g.Generation, r.attached[g.ID].used}
 	r.mu.Unlock()

@@ -3,6 +3,8 @@ package guests
 import (
 	"context"
 	"errors"
+	"os"
+	"path/filepath"
 	"strings"
 	"syscall"
 	"time"
@@ -206,7 +208,7 @@ func (r *Reconciler) freeze(ctx context.Context, g guest.Guest, freeze bool) err
 	// here on.
 	pool, err := r.Pools.Get(g.Spec.Pool)
 	if err == nil {
-		err = dropMemory(pool.Path(g.ID))
+		err = os.RemoveAll(filepath.Join(pool.Path(g.ID), memoryDir))
 	}
 	if err != nil {
 		return err
