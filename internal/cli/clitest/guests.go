@@ -119,6 +119,10 @@ func record(name string, g api.GuestSpec) *api.Guest {
 		SwapBytes: or(g.SwapBytes, 0), Processes: or(g.Processes, 4096), Pool: "default", NICs: []api.NIC{}, Command: g.Command, Env: g.Env,
 		CloudInit: g.UserData != "", Restart: g.Restart, Ephemeral: g.Ephemeral, StopTimeout: or(g.StopTimeout, 30), Labels: g.Labels,
 		Publish: g.Publish, Host: "h1", Created: time.Now(),
+		Asked: g.Engine, Machine: g.Machine, Firmware: g.Firmware, TPM: g.TPM, Kernel: g.Kernel, CPUModel: g.CPUModel, Disks: g.Disks,
+	}
+	if g.Model != "" {
+		v.Model = g.Model
 	}
 	if g.Autostart != nil {
 		v.Autostart = *g.Autostart
@@ -219,7 +223,57 @@ func (s *Server) guestVerb(w http.ResponseWriter, r *http.Request) error {
 		s.mu.Unlock()
 		return s.operate(w, r, "guest.rename", subjects, nil)
 	}
-	return missing("route", r.URL.Path)
+	return s.deviceVerb(w, r, g, subjects)
+}
+
+// deviceVerb attaches disks and network cards. A running guest called "fixed…"
+// gets them with its next start.
+func (s *Server) deviceVerb(w http.ResponseWriter, r *http.Request, g *api.Guest, subjects []string) error {
+	var what string
+	switch r.PathValue("verb") {
+	case "disks":
+		var d api.Disk
+		if err := decode(r, &d); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		g.Disks = append(g.Disks, d)
+		s.mu.Unlock()
+		what = "disk " + d.Name
+	case "nics":
+		var n api.NICAttach
+		if err := decode(r, &n); err != nil {
+			return err
+		}
+		s.mu.Lock()
+		g.NICs = append(g.NICs, api.NIC{Name: fmt.Sprintf("eth%d", len(g.NICs)), Network: n.Network})
+		s.mu.Unlock()
+		what = "network card"
+	default:
+		return missing("route", r.URL.Path)
+	}
+	if strings.HasPrefix(g.Name, "fixed") {
+		g.Pending = append(g.Pending, what+" comes")
+	}
+	return s.operate(w, r, "guest.attach", subjects, nil)
+}
+
+func (s *Server) detach(w http.ResponseWriter, r *http.Request) error {
+	g, err := s.guest(r)
+	if err != nil {
+		return err
+	}
+	what := r.PathValue("what")
+	s.mu.Lock()
+	disks, nics := len(g.Disks), len(g.NICs)
+	g.Disks = slices.DeleteFunc(g.Disks, func(d api.Disk) bool { return d.Name == what })
+	g.NICs = slices.DeleteFunc(g.NICs, func(n api.NIC) bool { return n.Name == what })
+	gone := len(g.Disks) < disks || len(g.NICs) < nics
+	s.mu.Unlock()
+	if !gone {
+		return &api.Error{Kind: api.KindNotFound, Ref: "guest/" + g.Name, Detail: "has no " + what}
+	}
+	return s.operate(w, r, "guest.detach", []string{"guest/" + g.Name}, nil)
 }
 
 func usageOf(g *api.Guest) api.Usage {

@@ -1,7 +1,9 @@
 package guest
 
 import (
+	"context"
 	"fmt"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -9,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"lodge/api"
+	"lodge/api/client"
 	"lodge/internal/base/units"
 	"lodge/internal/cli"
 )
@@ -40,9 +43,9 @@ func newLs(f *cli.Factory) *cobra.Command {
 				}
 				return nil
 			}
-			now := time.Now()
+			now, accel := time.Now(), accelerations(cmd.Context(), c, list)
 			header := []string{"NAME", "MODEL", "IMAGE", "PHASE", "ADDRESSES", "CPUS", "MEMORY", "HOST", "CREATED"}
-			return cli.PrintList(f, &output, list, header, func(g api.Guest) []string { return lsRow(g, now) })
+			return cli.PrintList(f, &output, list, header, func(g api.Guest) []string { return lsRow(g, accel[g.Engine], now) })
 		},
 	}
 	output.Flags(cmd)
@@ -52,8 +55,33 @@ func newLs(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
-func lsRow(g api.Guest, now time.Time) []string {
-	return []string{g.Name, g.Model, g.Image, phase(g), strings.Join(g.Addresses, ","), cpus(g.CPUs), memory(g.MemoryBytes), g.Host, cli.Ago(g.Created, now)}
+// accelerations tells by engine how the processors of virtual machines are made,
+// in a word. Where there are none nobody is asked.
+func accelerations(ctx context.Context, c *client.Client, list []api.Guest) map[string]string {
+	words := map[string]string{}
+	if !slices.ContainsFunc(list, func(g api.Guest) bool { return g.Model == "vm" }) {
+		return words
+	}
+	all, err := c.Engines(ctx)
+	if err != nil {
+		return words // it is a detail
+	}
+	for _, e := range all {
+		for _, f := range e.Facts {
+			if word, _, ok := strings.Cut(f.Value, ":"); ok && f.Name == "acceleration" {
+				words[e.Name] = word
+			}
+		}
+	}
+	return words
+}
+
+func lsRow(g api.Guest, accel string, now time.Time) []string {
+	model := g.Model
+	if accel != "" {
+		model += " (" + accel + ")"
+	}
+	return []string{g.Name, model, g.Image, phase(g), strings.Join(g.Addresses, ","), cpus(g.CPUs), memory(g.MemoryBytes), g.Host, cli.Ago(g.Created, now)}
 }
 
 // phase is where the guest is, what is being done with it, and what keeps it
