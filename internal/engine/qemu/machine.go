@@ -128,11 +128,14 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 // Kill ends QEMU, which is the first process of its namespace and takes all
 // others there with it.
 func (m *Machine) Kill(context.Context) error {
-	err := unix.PidfdSendSignal(m.held.Pidfd(), unix.SIGKILL, nil, 0)
-	if errors.Is(err, unix.ESRCH) {
-		err = nil
+	fd := m.held.Pidfd()
+	if fd < 0 { // it is not even known any more
+		return nil
 	}
-	return err
+	if err := unix.PidfdSendSignal(fd, unix.SIGKILL, nil, 0); !errors.Is(err, unix.ESRCH) {
+		return err
+	}
+	return nil
 }
 
 // Close lets go of the guest, which runs on. The lines to it are the engine's.

@@ -7,12 +7,14 @@ import (
 	"path/filepath"
 	"strconv"
 	"strings"
+	"time"
 
 	"lodge/internal/model/guest"
 )
 
 // Usage tells what the guest uses now and has used since it started.
-func (m *Machine) Usage(context.Context) (guest.Usage, error) {
+// What only the guest itself can say, it is asked, if it answers soon.
+func (m *Machine) Usage(ctx context.Context) (guest.Usage, error) {
 	c, err := m.e.o.Tree.Usage(m.parts.Cgroup)
 	if err != nil {
 		return guest.Usage{}, fmt.Errorf("usage of %s: %w", m.g.Name, err)
@@ -28,8 +30,21 @@ func (m *Machine) Usage(context.Context) (guest.Usage, error) {
 		u.TxBytes += counter(n.Device, "rx_bytes")
 		u.TxPackets += counter(n.Device, "rx_packets")
 	}
+	if a, err := m.awake(); err == nil && a.State().Connected {
+		ctx, cancel := context.WithTimeout(ctx, statsTime)
+		defer cancel()
+		if s, err := a.Stats(ctx); err == nil {
+			u.Processes, u.OOMKills = s.Processes, u.OOMKills+s.OOMKills
+			if s.MemoryTotal >= s.MemoryFree {
+				u.Memory, u.MemoryCache = s.MemoryTotal-s.MemoryFree, s.MemoryCache
+			}
+		}
+	}
 	return u, nil
 }
+
+// statsTime is how long the agent may take to say what its guest uses.
+const statsTime = 2 * time.Second
 
 // counter reads a network card's counter; one that has just gone has counted
 // nothing.
