@@ -23,7 +23,6 @@ const (
 	memoryDir  = "memory"
 	memoryUsed = "memory.used"
 	memoryNew  = "memory.new" // swept if nobody finishes it
-	ownerFile  = "guest"      // in it: the id of the guest whose memory it is
 )
 
 // dropMemory removes the memory that lies in a volume.
@@ -68,9 +67,6 @@ func saveMemory(ctx context.Context, g guest.Guest, s engine.Saver, pool storage
 	}
 	if err := s.Save(ctx, fresh); err != nil {
 		return errs.Also(err, os.RemoveAll(fresh))
-	}
-	if err := os.WriteFile(filepath.Join(fresh, ownerFile), []byte(g.ID), 0o600); err != nil {
-		return err
 	}
 	if err := syncVolume(dir); err != nil {
 		return err
@@ -162,27 +158,16 @@ func notResumed(parts *engine.Parts) error {
 	return os.Rename(used, filepath.Join(parts.Root.Writable, memoryDir))
 }
 
-// foreign reports whether a guest goes on from the memory of another, and needs
-// an identity of its own.
-func foreign(g guest.Guest, memory string) bool {
-	if memory == "" {
-		return false
-	}
-	owner, err := os.ReadFile(filepath.Join(memory, ownerFile))
-	return err != nil || string(owner) != g.ID
-}
-
-// settleMemory removes the memory that a guest which runs has gone on from. One
-// that goes on from another's gets an identity of its own first.
+// settleMemory removes the memory that a guest which runs has gone on from. If it
+// is still there, the daemon that started the guest died before it could tell it
+// who it is and what time.
 func (r *Reconciler) settleMemory(ctx context.Context, g guest.Guest) error {
 	pool, err := r.Pools.Get(g.Spec.Pool)
 	if err != nil {
 		return err
 	}
 	dir := pool.Path(g.ID)
-	used := filepath.Join(dir, memoryUsed)
-	if exists(used) && foreign(g, used) {
-		// A daemon that died before it could do this left it.
+	if exists(filepath.Join(dir, memoryUsed)) {
 		if err := r.giveIdentity(ctx, g); err != nil {
 			return err
 		}
@@ -190,12 +175,8 @@ func (r *Reconciler) settleMemory(ctx context.Context, g guest.Guest) error {
 	return dropMemory(dir)
 }
 
-// identityTime is how long a guest that goes on from another's memory may take
-// to answer.
-const identityTime = 30 * time.Second
-
 func (r *Reconciler) giveIdentity(ctx context.Context, g guest.Guest) error {
-	ctx, cancel := context.WithTimeout(ctx, identityTime)
+	ctx, cancel := context.WithTimeout(ctx, renewTime)
 	defer cancel()
 	m, _, err := r.machine(ctx, g.ID)
 	if err != nil {

@@ -245,7 +245,7 @@ func TestRestore(t *testing.T) {
 	w.wish(restore("deep", true, guest.On))
 	w.expect(w.through(), guest.Running)
 	w.holds(w.id, "first")
-	if s := e.said(); !strings.HasSuffix(s, "start:memory.used") {
+	if s := e.said(); !strings.HasSuffix(s, "start:memory.used renew") {
 		t.Errorf("it went on by: %s", s)
 	}
 	w.memory(false)
@@ -293,7 +293,7 @@ func TestSave(t *testing.T) {
 	e.frozen = false
 	s = w.settle()
 	w.expect(s, guest.Running)
-	if said := e.said(); s.Saved || said != "start:memory.used" { // and no renew: it is itself
+	if said := e.said(); s.Saved || said != "start:memory.used renew" { // it is told the time
 		t.Errorf("status %+v after: %s", s, said)
 	}
 	w.memory(false)

@@ -88,7 +88,7 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	if err != nil {
 		return errs.Also(err, notResumed(parts))
 	}
-	if foreign(g, parts.Memory) {
+	if parts.Memory != "" {
 		if err := r.awake(ctx, e, g, *parts, held); err != nil {
 			return err
 		}

@@ -50,12 +50,13 @@ func (r *Reconciler) attachVolume(ctx context.Context, g guest.Guest, info engin
 	return r.Layers.Volume(ctx, p.Root.Volume, g.Spec.Disk)
 }
 
-// renewTime is how long a guest that goes on from a template may take to become
+// renewTime is how long a guest that goes on from a memory image may take to become
 // itself: it answers in a fraction of a second, or something is wrong.
 const renewTime = 30 * time.Second
 
-// awake gives a guest that was just started from a template an identity of its
-// own. One that does not take it is ended, and boots when it is next tried.
+// awake gives a guest that was just started from a memory image its own identity
+// and the time. One that does not take it is ended, and boots when it is next
+// tried.
 func (r *Reconciler) awake(ctx context.Context, e engine.Engine, g guest.Guest, parts engine.Parts, held keeper.Held) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTime)
 	defer cancel()
