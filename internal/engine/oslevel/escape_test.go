@@ -217,6 +217,14 @@ func TestHostileRoot(t *testing.T) {
 			t.Errorf("%s is a link: %v", place, err)
 		}
 	}
+	open, err := os.MkdirTemp("", "lodge-open-") // where everybody may write, as in /tmp
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { os.RemoveAll(open) })
+	if err := os.Chmod(open, 0o777); err != nil {
+		t.Fatal(err)
+	}
 	out := r.script("cat /etc/hostname", func(g *guest.Guest, p *engine.Parts) {
 		etc := p.Root.Writable + "/upper/etc"
 		if err := os.MkdirAll(etc, 0o755); err != nil {
@@ -228,12 +236,18 @@ func TestHostileRoot(t *testing.T) {
 		if err := os.Symlink(outside+"/planted", etc+"/resolv.conf"); err != nil {
 			t.Fatal(err)
 		}
+		if err := os.Symlink(open, p.Root.Writable+"/upper/var"); err != nil {
+			t.Fatal(err)
+		}
+		g.Spec.UserData = "#cloud-config\n"
 		p.DNS = nil
 	})
 	if !strings.Contains(out, "guest") {
 		t.Errorf("said %q", out)
 	}
-	if left, err := exec.Command("ls", "-A", outside).CombinedOutput(); err != nil || len(left) > 0 {
-		t.Errorf("the host's directory holds %s", left)
+	for _, dir := range []string{outside, open} {
+		if left, err := exec.Command("ls", "-A", dir).CombinedOutput(); err != nil || len(left) > 0 {
+			t.Errorf("the host's directory holds %s", left)
+		}
 	}
 }

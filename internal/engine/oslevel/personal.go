@@ -2,6 +2,7 @@ package oslevel
 
 import (
 	"fmt"
+	"path/filepath"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -77,13 +78,24 @@ func (b *boot) seed() {
 	}
 	dir := "var/lib/cloud"
 	for _, d := range []string{"var", "var/lib", dir, dir + "/seed", dir + "/seed/nocloud"} {
-		b.Ignore(unix.SYS_MKDIRAT, b.root, b.Text(d), plan.Imm(0o755))
+		b.folder(d)
 	}
 	dir += "/seed/nocloud/"
 	meta := fmt.Sprintf("instance-id: %s\nlocal-hostname: %s\n", b.g.ID, b.g.Name)
 	b.put(dir+"meta-data", meta, unix.O_CREAT|unix.O_TRUNC)
 	b.put(dir+"user-data", b.g.Spec.UserData, unix.O_CREAT|unix.O_TRUNC)
 	b.put(dir+"network-config", "network: {config: disabled}\n", unix.O_CREAT|unix.O_TRUNC)
+}
+
+// folder makes a folder of the guest if the way to it leads through folders
+// only: a link there could lead to the host, whose tree is still in sight.
+func (b *boot) folder(path string) {
+	parent := b.Try(unix.SYS_OPENAT2, b.root, b.Text(filepath.Dir(path)), b.How(unix.O_PATH|unix.O_DIRECTORY, 0, launch.Stay), launch.HowSize)
+	done := b.Mark()
+	b.skipFailed(parent, done)
+	b.Ignore(unix.SYS_MKDIRAT, parent, b.Text(filepath.Base(path)), plan.Imm(0o755))
+	b.Close(parent)
+	b.Here(done)
 }
 
 // unblocked keeps a pipe or device that a guest put where a file should be from
