@@ -1,5 +1,6 @@
 // Package compiled is the source of a kernel that Lodge compiles itself from
-// the source that Debian packages, configured for guests and for nothing else.
+// the source that Debian packages, configured for guests of one processor and
+// for nothing else.
 package compiled
 
 import (
