@@ -4,7 +4,7 @@
 # that take longer than CI has.
 set -euo pipefail
 cd "$(dirname "$0")/.."
-scripts/deps.sh test
+scripts/deps.sh "${1:-test}"
 scripts/check.sh
 [ "${1:-}" = long ] && export LODGE_TEST_LONG=1
 
