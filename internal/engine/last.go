@@ -60,6 +60,10 @@ func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known b
 	return is, "", true
 }
 
+// LastLines is the end of a guest's console as a person is shown it, whatever it
+// says: of a monitor that failed.
+func LastLines(parts Parts) string { return linesOf(consoleTail(ConsoleLog(parts.Dir))) }
+
 // consoleTail is the end of what a console said in its last run.
 func consoleTail(path string) []byte {
 	text := fileTail(path)

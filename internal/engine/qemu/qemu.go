@@ -158,6 +158,9 @@ func (e *Engine) Ended(_ guest.Guest, parts engine.Parts, x keeper.Exit) (keeper
 	is, last, known := engine.LastWords(parts, x)
 	switch {
 	case x.Code != 0: // QEMU failed, or the guest told it of a panic
+		if is.Signal != 0 { // which an earlier run ended by
+			last = engine.LastLines(parts)
+		}
 		return x, last
 	case known:
 		return is, last
