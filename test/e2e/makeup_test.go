@@ -47,17 +47,24 @@ func TestMakeUp(t *testing.T) {
 		t.Fatalf("make up: %d\n%s%s", up.code, up.out, up.err)
 	}
 	t.Log(up.out)
-	for _, name := range []string{"web1", "db1", "dev1", "running"} {
-		if !strings.Contains(up.out, name) {
-			t.Errorf("make up does not show %s", name)
+	three := map[string]string{"web1": "os", "db1": "paravirt", "dev1": "vm"}
+	for name, model := range three {
+		if !strings.Contains(up.out, "<h1>"+name+"</h1>") {
+			t.Errorf("make up does not show the page of %s", name)
 		}
-	}
-	if r := lodge("exec", "web1", "--", "systemctl", "is-system-running"); strings.TrimSpace(r.out) != "running" {
-		failed := lodge("exec", "web1", "--", "systemctl", "--failed", "--no-legend")
-		t.Errorf("systemd says %q; failed units:\n%s", r.out, failed.out)
-	}
-	if r := lodge("exec", "web1", "--", "ping", "-c1", "-W5", "db1"); r.code != 0 {
-		t.Errorf("web1 does not reach db1 by name: %s%s", r.out, r.err)
+		var g api.Guest
+		if err := json.Unmarshal([]byte(lodge("show", name, "-o", "json").out), &g); err != nil || g.Model != model || g.Phase != "running" {
+			t.Errorf("%s is %+v, %v", name, g, err)
+		}
+		if r := lodge("exec", name, "--", "systemctl", "is-system-running"); strings.TrimSpace(r.out) != "running" {
+			failed := lodge("exec", name, "--", "systemctl", "--failed", "--no-legend")
+			t.Errorf("systemd of %s says %q; failed units:\n%s", name, r.out, failed.out)
+		}
+		for other := range three {
+			if r := lodge("exec", name, "--", "ping", "-c1", "-W20", other); r.code != 0 {
+				t.Errorf("%s does not reach %s by name: %s%s", name, other, r.out, r.err)
+			}
+		}
 	}
 	cloudInit(t, dir, lodge)
 	if again := runIn(t, env, nil, root+"/scripts/up.sh"); again.code != 0 {
