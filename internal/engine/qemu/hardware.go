@@ -80,8 +80,8 @@ const (
 // The serial ports that agents listen on: Lodge's, and the one that
 // unmodified guests may bring along.
 const (
-	agentPort    = "lodge.agent.0"
-	qemuGuestAge = "org.qemu.guest_agent.0"
+	agentPort      = "lodge.agent.0"
+	guestAgentPort = "org.qemu.guest_agent.0"
 )
 
 const (
@@ -142,7 +142,7 @@ func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
 		w.Modules, w.MaxMem = memoryModules, 16*w.Memory
 	}
 	if !w.Kernel {
-		w.Agent, w.Modern = qemuGuestAge, knowsVirtio(parts.Image.OS)
+		w.Agent, w.Modern = guestAgentPort, knowsVirtio(parts.Image.OS)
 	}
 	w.furnish(parts)
 	return w, nil

@@ -27,12 +27,18 @@ import (
 )
 
 // TestMain gives the tests a network, mounts and processes of their own.
-func TestMain(m *testing.M) { sandbox.Main(m) }
+func TestMain(m *testing.M) {
+	os.Exit(sandbox.Run(func() int {
+		defer func() { os.RemoveAll(theKernel.made) }()
+		return m.Run()
+	}))
+}
 
 // theKernel is the kernel that all tests boot, made once for each run of them.
 var theKernel struct {
 	once sync.Once
 	dir  string
+	made string // dir, if it goes with the tests
 	err  error
 }
 
@@ -47,7 +53,8 @@ func testKernel(t testing.TB) engine.Kernel {
 	dir := os.Getenv("LODGE_TEST_KERNELS")
 	theKernel.once.Do(func() {
 		if theKernel.dir = dir; dir == "" {
-			theKernel.dir, theKernel.err = os.MkdirTemp("", "lodge-kernels-")
+			theKernel.made, theKernel.err = os.MkdirTemp("", "lodge-kernels-")
+			theKernel.dir = theKernel.made
 		}
 	})
 	if theKernel.err != nil {

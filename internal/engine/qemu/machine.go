@@ -100,7 +100,7 @@ func (m *Machine) about(err error) error {
 }
 
 const (
-	// askTime is how long the agent may take to be told that the guest is to
+	// toldWithin is how long an agent may take to be told that the guest is to
 	// stop. A guest that boots is told later.
 	toldWithin = 3 * time.Second
 	// deafFor is how long firmware and boot loaders may take, which press of
@@ -108,13 +108,17 @@ const (
 	deafFor = 30 * time.Second
 )
 
-// Shutdown asks the guest's init through the agent, or else presses the power
-// button.
+// Shutdown asks the guest's init through the agent. Other guests are asked
+// through the agent that they brought along, or else see the power button
+// pressed.
 func (m *Machine) Shutdown(ctx context.Context) error {
 	if m.link.agent != nil {
 		ctx, cancel := context.WithTimeout(ctx, toldWithin)
 		defer cancel()
 		return m.about(m.link.agent.Shutdown(ctx))
+	}
+	if told, err := m.link.askGuestAgent(ctx); told || err != nil {
+		return m.about(err)
 	}
 	if err := m.link.do(ctx, "system_powerdown", nil, nil); err != nil {
 		return m.about(err)
