@@ -33,7 +33,7 @@ func Build(t testing.TB, command string) string {
 
 // Keeper starts a real keeper that ends with t. kill ends it as a crash would;
 // the next request starts another.
-func Keeper(t *testing.T) (k *keeper.Client, kill func(t *testing.T)) {
+func Keeper(t testing.TB) (k *keeper.Client, kill func(t *testing.T)) {
 	t.Helper()
 	// Beside the test's own directory, because a socket's path must be short.
 	dir, err := os.MkdirTemp("", "lodge-keeper-")

@@ -43,7 +43,7 @@ const kernelsFolder = "LODGE_TEST_KERNELS"
 
 // rig is an engine with what its guests need around them.
 type rig struct {
-	t      *testing.T
+	t      testing.TB
 	engine *Engine
 	keeper *keeper.Client
 	kill   func(t *testing.T)
@@ -56,7 +56,7 @@ type rig struct {
 	next   int
 }
 
-func newRig(t *testing.T) *rig {
+func newRig(t testing.TB) *rig {
 	t.Helper()
 	if os.Geteuid() != 0 {
 		t.Skip("needs root: makes namespaces, mounts and control groups")
@@ -88,7 +88,7 @@ func newRig(t *testing.T) *rig {
 }
 
 // kernelFor takes the kernel out of its packages, unless somebody did already.
-func kernelFor(t *testing.T, dir string) engine.Kernel {
+func kernelFor(t testing.TB, dir string) engine.Kernel {
 	t.Helper()
 	name, agent, log := kernelName, enginetest.Build(t, "lodge/cmd/lodge-agent"), slog.New(slog.DiscardHandler)
 	if n := os.Getenv("LODGE_TEST_KERNEL"); n != "" {
@@ -115,7 +115,7 @@ func kernelFor(t *testing.T, dir string) engine.Kernel {
 }
 
 // busyboxImage makes the smallest image that a guest can live in.
-func busyboxImage(t *testing.T, path string) {
+func busyboxImage(t testing.TB, path string) {
 	t.Helper()
 	static, err := exec.LookPath("busybox")
 	if err != nil {
@@ -148,7 +148,7 @@ func busyboxImage(t *testing.T, path string) {
 }
 
 // guest makes a record and its parts.
-func (r *rig) guest(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) {
+func (r *rig) guest(t testing.TB, spec guest.Spec) (guest.Guest, engine.Parts) {
 	t.Helper()
 	r.mu.Lock()
 	r.next++
@@ -177,7 +177,7 @@ func (r *rig) guest(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) {
 }
 
 // nic is a network card on a bridge of the test's own.
-func (r *rig) nic(t *testing.T, n int) engine.NIC {
+func (r *rig) nic(t testing.TB, n int) engine.NIC {
 	t.Helper()
 	r.net.Do(func() {
 		for _, c := range []string{"ip link add br0 type bridge", "ip addr add 10.67.0.1/16 dev br0", "ip link set br0 up"} {
@@ -190,10 +190,32 @@ func (r *rig) nic(t *testing.T, n int) engine.NIC {
 		IPv4: netip.MustParsePrefix(fmt.Sprintf("10.67.1.%d/16", n)), Gateway4: netip.MustParseAddr("10.67.0.1")}
 }
 
+// boot starts a guest and connects to it.
+func (r *rig) boot(t testing.TB, g guest.Guest, p engine.Parts) *Machine {
+	t.Helper()
+	prog, err := r.engine.Program(g, p)
+	must(t, err)
+	h, err := r.keeper.Start(context.Background(), g.ID, prog)
+	must(t, err)
+	m, err := r.engine.Connect(context.Background(), g, p, h)
+	must(t, err)
+	return m.(*Machine)
+}
+
+func (r *rig) end(t testing.TB, m *Machine) {
+	t.Helper()
+	must(t, m.Kill(context.Background()))
+	_, err := m.held.Wait(context.Background())
+	must(t, err)
+	must(t, r.keeper.Forget(context.Background(), m.g.ID))
+}
+
 // TestEngine holds this engine to the suite of all engines.
 func TestEngine(t *testing.T) {
 	r := newRig(t)
-	enginetest.Run(t, enginetest.Harness{Engine: r.engine, Keepers: r.keeper, KillKeeper: r.kill, Guest: r.guest, NIC: r.nic, OwnKernel: true, Late: true,
+	enginetest.Run(t, enginetest.Harness{Engine: r.engine, Keepers: r.keeper, KillKeeper: r.kill,
+		Guest: func(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) { return r.guest(t, spec) },
+		NIC:   func(t *testing.T, n int) engine.NIC { return r.nic(t, n) }, OwnKernel: true, Late: true,
 		Anew: func(t *testing.T) engine.Engine {
 			o := r.engine.o
 			for _, l := range r.engine.lines.of {
