@@ -51,6 +51,9 @@ func (a *Agent) renew(r agent.Request) error {
 	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
 		return fmt.Errorf("host name %q: %w", c.Hostname, err)
 	}
+	if c.Hostname != old.Hostname {
+		freshPrompts()
+	}
 	root, err := os.Open("/")
 	if err != nil {
 		return err
@@ -108,6 +111,20 @@ func setClock(t int64) error {
 		return fmt.Errorf("the clock cannot be set: %w", err)
 	}
 	return nil
+}
+
+// freshPrompts ends the programs that wait at terminals for somebody to log in,
+// and show the old host name meanwhile. Whoever started them starts them anew.
+func freshPrompts() {
+	names, _ := filepath.Glob("/proc/[0-9]*/comm")
+	for _, name := range names {
+		if strings.TrimSpace(read(name)) != "agetty" {
+			continue
+		}
+		if pid := int(number(filepath.Base(filepath.Dir(name)))); pid > 1 {
+			_ = unix.Kill(pid, unix.SIGTERM)
+		}
+	}
 }
 
 // keyTime is how long making new keys may take.
