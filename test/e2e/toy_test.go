@@ -59,7 +59,7 @@ func TestToyEngine(t *testing.T) {
 	if g := s.guest("toy1"); g.Phase != "running" || g.Engine != "toy" {
 		t.Errorf("a guest of the toy: %+v", g)
 	}
-	if out := s.lodge("host", "show"); !strings.Contains(out, "toy") {
+	if out := s.lodge("engine", "ls"); !strings.Contains(out, "toy") {
 		t.Errorf("it is not among the engines:\n%s", out)
 	}
 	s.refused(1, []string{"toy"}, "exec", "toy1", "--", "true") // it says what it cannot
