@@ -3,6 +3,7 @@ package e2e
 import (
 	"archive/tar"
 	"bytes"
+	"errors"
 	"io"
 	"os"
 	"os/exec"
@@ -45,7 +46,14 @@ func TestBadRequests(t *testing.T) {
 		{"port that another guest has", 4, []string{"8080", "taken"}, []string{"launch", "busybox", "bad", "--publish", "8080:80"}},
 		{"port twice", 1, []string{"8081"}, []string{"launch", "busybox", "bad", "--publish", "8081:80", "--publish", "8081:81"}},
 		{"bad restart policy", 2, []string{"restart", "sometimes"}, []string{"launch", "busybox", "bad", "--restart", "sometimes"}},
-		{"model without an engine", 1, []string{"model", "hint"}, []string{"launch", "busybox", "bad", "--model", "vm"}},
+		{"unknown engine", 1, []string{"engine", "nosuch", "hint"}, []string{"launch", "busybox", "bad", "--engine", "nosuch"}},
+		{"engine of another model", 1, []string{"engine", "oslevel", "--model os"}, []string{"launch", "busybox", "bad", "--model", "vm", "--engine", "oslevel"}},
+		{"machine on the host's kernel", 1, []string{"machine", "hint"}, []string{"launch", "busybox", "bad", "--machine", "q35"}},
+		{"disk on the host's kernel", 1, []string{"disks", "--model vm"}, []string{"launch", "busybox", "bad", "--disk", "data=1GiB"}},
+		{"disc on the host's kernel", 1, []string{"disks", "hint"}, []string{"attach", "iso", "taken", "/nosuch.iso"}},
+		{"kernel on the host's kernel", 1, []string{"kernel", "hint"}, []string{"launch", "busybox", "bad", "--kernel", "linux/debian-12"}},
+		{"screen on the host's kernel", 1, []string{"screen", "lodge engine ls"}, []string{"screenshot", "taken"}},
+		{"card of a guest that runs", 4, []string{"lodge stop taken"}, []string{"detach", "nic", "taken", "eth0"}},
 		{"unknown model", 2, []string{"model"}, []string{"launch", "busybox", "bad", "--model", "xyz"}},
 		{"bad variable", 2, []string{"--env", "KEY=VALUE"}, []string{"launch", "busybox", "bad", "--env", "=x"}},
 		{"bad variable's name", 1, []string{"env", "A-B", "hint"}, []string{"launch", "busybox", "bad", "--env", "A-B=x"}},
@@ -86,6 +94,40 @@ func TestBadRequests(t *testing.T) {
 		t.Errorf("something came of it: %v", s.lodge("ls"))
 	}
 	s.noLeaks()
+}
+
+// TestNoMonitor: without QEMU the model says what to install, and all else works.
+func TestNoMonitor(t *testing.T) {
+	t.Setenv("PATH", pathWithout(t, "qemu-system"))
+	s := newServer(t)
+	s.busybox()
+	s.refused(1, []string{"model", "vm cannot run here", "hint", "apt-get install"}, "launch", "busybox", "bad", "--model", "vm")
+	if out := s.lodge("engine", "ls"); !strings.Contains(out, "hint: apt-get install") {
+		t.Errorf("engine ls: %s", out)
+	}
+	s.lodge("launch", "busybox", "good", "--memory", "32MiB")
+	s.noLeaks()
+}
+
+// pathWithout is a PATH with all programs but those that begin so.
+func pathWithout(t *testing.T, prefix string) string {
+	t.Helper()
+	dir := t.TempDir()
+	for _, from := range filepath.SplitList(os.Getenv("PATH")) {
+		entries, err := os.ReadDir(from)
+		if err != nil {
+			continue // PATH may name what is not there
+		}
+		for _, e := range entries {
+			if strings.HasPrefix(e.Name(), prefix) {
+				continue
+			}
+			if err := os.Symlink(filepath.Join(from, e.Name()), filepath.Join(dir, e.Name())); err != nil && !errors.Is(err, os.ErrExist) {
+				t.Fatal(err)
+			}
+		}
+	}
+	return dir
 }
 
 // subnet returns a network's IPv4 prefix.
