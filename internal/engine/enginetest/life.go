@@ -127,7 +127,7 @@ func kernelPanic(t *testing.T, h *suite) {
 		t.Skip("guests have no kernel of their own that could panic")
 	}
 	r := h.boot(t, guest.Spec{})
-	r.background("echo c >/proc/sysrq-trigger")
+	r.background("sleep 0.5; echo c >/proc/sysrq-trigger") // not before whoever asked is answered
 	trouble := ""
 	r.eventually("the panic is told", func() bool {
 		if r.held.State().Exit != nil {

@@ -4,10 +4,12 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
 	"sync"
 	"testing"
 
@@ -218,7 +220,11 @@ func TestEngine(t *testing.T) {
 		NIC:   func(t *testing.T, n int) engine.NIC { return r.nic(t, n) }, OwnKernel: true, Late: true,
 		Anew: func(t *testing.T) engine.Engine {
 			o := r.engine.o
-			for _, l := range r.engine.lines.of {
+			ls := &r.engine.lines
+			ls.mu.Lock()
+			all := slices.Collect(maps.Values(ls.of))
+			ls.mu.Unlock()
+			for _, l := range all {
 				must(t, l.Close())
 			}
 			return New(o)
