@@ -13,9 +13,8 @@ import (
 func newVMs(t *testing.T) *server {
 	t.Helper()
 	t.Setenv("http_proxy", sandbox.Proxy(t))
-	s := newServer(t, "--log-level", "debug")
+	s := newServer(t)
 	s.busybox()
-	t.Cleanup(func() { run(t, nil, "cp", s.path("log"), "/tmp/layer-vm.log") })
 	if r := s.try("kernel", "build", "linux/debian-12"); r.code != 0 {
 		t.Skipf("the kernel of virtual machines cannot be had here: %s", r.err)
 	}
@@ -135,8 +134,9 @@ func TestMemoryAndDeath(t *testing.T) {
 		s.kill()
 		s.start()
 		until(t, "it is where it was asked to be", func() error {
-			if g := s.guest("vm1"); g.Doing != "" || g.Problem != nil || g.Phase != "stopped" && g.Phase != "running" {
-				return fmt.Errorf("%s, doing %q, problem %+v", g.Phase, g.Doing, g.Problem)
+			g := s.guest("vm1")
+			if g.Doing != "" || g.Problem != nil || g.Wanted == "saved" && !g.Saved || g.Wanted == "on" && g.Phase != "running" {
+				return fmt.Errorf("%s, wanted %s, doing %q, problem %+v", g.Phase, g.Wanted, g.Doing, g.Problem)
 			}
 			return nil
 		})

@@ -232,6 +232,9 @@ func (r *Reconciler) look(ctx context.Context, g *guest.Guest) (view, error) {
 		}
 	default:
 		v.Alive = true
+		if err := r.adopt(ctx, g, held); err != nil {
+			return v, err
+		}
 		if v.Probe, err = r.probe(ctx, *g, held); err != nil && r.goingBy(*g) {
 			err = nil // whatever it is: it is taken down
 		}

@@ -102,6 +102,15 @@ func (r *Reconciler) save(ctx context.Context, g guest.Guest) (time.Duration, er
 	if !ok || !pauses {
 		return 0, cannot(g, "save its memory")
 	}
+	probe, err := m.Probe(ctx)
+	if err != nil {
+		return 0, err
+	}
+	if probe.Paused && exists(filepath.Join(pool.Path(g.ID), memoryDir)) {
+		// An earlier daemon saved it and died before it could end it; it stood
+		// still since.
+		return killAgain, r.kill(ctx, g.ID)
+	}
 	if err := p.Pause(ctx); err != nil {
 		return 0, err
 	}
@@ -123,7 +132,7 @@ func (r *Reconciler) resuming(g guest.Guest, info engine.Info, parts *engine.Par
 	}
 	dir := parts.Root.Writable
 	memory, used := filepath.Join(dir, memoryDir), filepath.Join(dir, memoryUsed)
-	if err := os.RemoveAll(used); err != nil {
+	if err := takeBack(dir); err != nil {
 		return err
 	}
 	if !exists(memory) {
@@ -137,6 +146,52 @@ func (r *Reconciler) resuming(g guest.Guest, info engine.Info, parts *engine.Par
 	}
 	parts.Memory = used
 	return fsx.SyncDir(dir)
+}
+
+// takeBack keeps the memory of a start that was cut off before anything was
+// written to the guest's disks, and removes any other that was used.
+func takeBack(dir string) error {
+	used, memory := filepath.Join(dir, memoryUsed), filepath.Join(dir, memoryDir)
+	if !exists(used) {
+		return nil
+	}
+	good, err := unwritten(dir, used)
+	if err != nil {
+		return err
+	}
+	if !good || exists(memory) {
+		return os.RemoveAll(used)
+	}
+	return os.Rename(used, memory)
+}
+
+// unwritten reports whether the disks in a volume are older than the memory in
+// it, which was written while the guest stood still.
+func unwritten(dir, memory string) (bool, error) {
+	saved, err := newest(memory)
+	if err != nil {
+		return false, err
+	}
+	disk, err := newest(dir)
+	return !disk.After(saved), err
+}
+
+// newest returns when the files in a folder were last written to.
+func newest(dir string) (last time.Time, err error) {
+	entries, err := os.ReadDir(dir)
+	for _, e := range entries {
+		if !e.Type().IsRegular() {
+			continue
+		}
+		info, err := e.Info()
+		if err != nil {
+			return last, err
+		}
+		if info.ModTime().After(last) {
+			last = info.ModTime()
+		}
+	}
+	return last, err
 }
 
 // resumed says what memory a guest that runs already may still be going on from:

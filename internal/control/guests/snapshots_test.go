@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
@@ -329,6 +330,82 @@ func TestAGuestThatDidNotStartKeepsItsMemory(t *testing.T) {
 		t.Errorf("it went on by: %s", s)
 	}
 	w.memory(false)
+}
+
+// TestCutOffBeforeItStarted: the daemon died after it had taken the memory and
+// before the guest ran; then after it ran.
+func TestCutOffBeforeItStarted(t *testing.T) {
+	for written, want := range map[bool]string{false: "start:memory.used renew", true: "start:."} {
+		w, e := newSaver(t)
+		disk := filepath.Join(e.shelf.Path(w.id), "root.qcow2")
+		if err := os.WriteFile(disk, nil, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		w.wish(func(s *guest.Spec) { s.Power = guest.Saved })
+		w.settle()
+		w.expect(w.settle(), guest.Placed)
+		dir := e.shelf.Path(w.id)
+		if err := os.Rename(filepath.Join(dir, memoryDir), filepath.Join(dir, memoryUsed)); err != nil {
+			t.Fatal(err)
+		}
+		if written {
+			later := time.Now().Add(time.Second)
+			if err := os.Chtimes(disk, later, later); err != nil {
+				t.Fatal(err)
+			}
+		}
+		e.frozen = false
+		e.said()
+		w.wish(func(s *guest.Spec) { s.Power, s.Boots = guest.On, s.Boots+1 })
+		w.expect(w.settle(), guest.Running)
+		if s := e.said(); s != want {
+			t.Errorf("disk written %v: it went on by %q, want %q", written, s, want)
+		}
+		w.memory(false)
+	}
+}
+
+// TestAStartThatNobodySaid: the daemon died after the keeper had started the
+// guest. The next one takes it for started, and does not boot it again.
+func TestAStartThatNobodySaid(t *testing.T) {
+	w, e := newSaver(t)
+	w.wish(func(s *guest.Spec) { s.Power = guest.Saved })
+	w.settle()
+	w.expect(w.settle(), guest.Placed)
+	dir := e.shelf.Path(w.id)
+	if err := os.Rename(filepath.Join(dir, memoryDir), filepath.Join(dir, memoryUsed)); err != nil {
+		t.Fatal(err)
+	}
+	w.wish(func(s *guest.Spec) { s.Power, s.Boots = guest.On, s.Boots+1 })
+	held, err := w.k.Start(t.Context(), w.id, keeper.Program{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	e.frozen = false
+	e.said()
+	s := w.settle()
+	w.expect(s, guest.Running)
+	if said := e.said(); said != "renew" || s.Pid != held.State().Pid || s.Boots != 2 || w.e.asked != 0 {
+		t.Errorf("status %+v after: %q", s, said)
+	}
+	w.memory(false)
+}
+
+// TestASaveIsTakenUpByTheNextDaemon: the memory is there, the guest stands still.
+func TestASaveIsTakenUpByTheNextDaemon(t *testing.T) {
+	w, e := newSaver(t)
+	e.frozen = true
+	if err := os.Mkdir(filepath.Join(e.shelf.Path(w.id), memoryDir), 0o700); err != nil {
+		t.Fatal(err)
+	}
+	w.wish(func(s *guest.Spec) { s.Power = guest.Saved })
+	w.settle()
+	s := w.settle()
+	w.expect(s, guest.Placed)
+	if said := e.said(); !s.Saved || strings.Contains(said, "save") {
+		t.Errorf("status %+v after: %s", s, said)
+	}
+	w.memory(true)
 }
 
 // another is a second guest, which is to be a clone.
