@@ -118,7 +118,7 @@ func hear(receive func(b []byte) (int, error), until time.Time) (string, error) 
 	for {
 		n, err := receive(b)
 		if err != nil {
-			return text.String(), fmt.Errorf("the guest's kernel does not answer: %w", err)
+			return text.String(), &errs.Error{Op: "uml.console", Kind: errs.Busy, Msg: "the guest's kernel does not answer", Hint: "try again, or look at its console: lodge logs", Err: err}
 		}
 		part, failed, more, err := consolePart(b[:n])
 		if err != nil {
