@@ -16,7 +16,7 @@ import (
 
 // systemPatience is for what boots without the help of the processor, on a
 // machine that does other things too.
-const systemPatience = 5 * time.Minute
+const systemPatience = 10 * time.Minute
 
 // inTime is until for whole systems.
 func inTime(t testing.TB, what string, f func() error) {
@@ -247,7 +247,7 @@ func TestDebianInstaller(t *testing.T) {
 	const dir = "/usr/lib/debian-installer/images/12/amd64/text/debian-installer/amd64/"
 	iso := grubDisc(t, "linux /boot/linux console=ttyS0 priority=low\ninitrd /boot/initrd.gz", dir+"linux", dir+"initrd.gz")
 	s := newServer(t)
-	s.lodge("launch", "empty", "inst1", "--model", "vm", "--memory", "512MiB", "--disk", "2GiB", "--iso", iso)
+	s.lodge("launch", "empty", "inst1", "--model", "vm", "--memory", "1GiB", "--disk", "2GiB", "--iso", iso)
 	s.says("inst1", "Debian installer main menu")
 	s.lodge("stop", "--force", "inst1")
 }
