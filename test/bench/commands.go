@@ -230,7 +230,12 @@ func (s *server) anew(ctx context.Context, more ...string) error {
 
 // lodge runs the command line.
 func (s *server) lodge(ctx context.Context, args ...string) (string, error) {
-	return command(ctx, []string{"LODGE_HOST=unix://" + filepath.Join(s.dir, "run/lodged.sock")}, append([]string{filepath.Join(s.b.bin, "lodge")}, args...)...)
+	return s.lodgeWithin(ctx, commandLimit, args...)
+}
+
+// lodgeWithin runs the command line for something that takes long.
+func (s *server) lodgeWithin(ctx context.Context, limit time.Duration, args ...string) (string, error) {
+	return within(ctx, limit, []string{"LODGE_HOST=unix://" + filepath.Join(s.dir, "run/lodged.sock")}, append([]string{filepath.Join(s.b.bin, "lodge")}, args...)...)
 }
 
 // stop takes everything of the server down. It may be called again.

@@ -21,7 +21,12 @@ const commandLimit = 2 * time.Minute
 
 // command runs a program to its end; its error holds what the program said.
 func command(ctx context.Context, env []string, argv ...string) (string, error) {
-	ctx, cancel := context.WithTimeout(ctx, commandLimit)
+	return within(ctx, commandLimit, env, argv...)
+}
+
+// within is command with a limit of its own.
+func within(ctx context.Context, limit time.Duration, env []string, argv ...string) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	cmd := exec.CommandContext(ctx, argv[0], argv[1:]...)
 	cmd.Env = append(os.Environ(), env...)

@@ -19,6 +19,9 @@ import (
 	"lodge/test/sandbox"
 )
 
+// buildLimit is how long an image or a kernel may take to build.
+const buildLimit = 20 * time.Minute
+
 // bootLimit is how long a guest may take to be ready on a busy machine.
 const bootLimit = 5 * time.Minute
 
@@ -36,11 +39,11 @@ func (b *bench) startModels(ctx context.Context, name string, kernels ...string)
 		return nil, err
 	}
 	b.say("building the image debian/12 and kernels")
-	if _, err := s.lodge(ctx, "image", "build", "debian/12"); err != nil {
+	if _, err := s.lodgeWithin(ctx, buildLimit, "image", "build", "debian/12"); err != nil {
 		return nil, err
 	}
 	for _, k := range kernels {
-		if _, err := s.lodge(ctx, "kernel", "build", k); err != nil {
+		if _, err := s.lodgeWithin(ctx, buildLimit, "kernel", "build", k); err != nil {
 			return nil, err
 		}
 	}

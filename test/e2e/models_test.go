@@ -51,17 +51,6 @@ func newModels(t *testing.T, flags ...string) *server {
 	return s
 }
 
-// launchModels launches a guest of each model.
-func (s *server) launchModels(args ...string) {
-	s.t.Helper()
-	for _, name := range slices.Sorted(maps.Keys(ofModel)) {
-		s.lodge(append([]string{"launch", "busybox", name, "--model", ofModel[name], "--memory", "128MiB"}, args...)...)
-	}
-	for name := range ofModel {
-		s.answers(name)
-	}
-}
-
 // answers waits until a guest runs programs.
 func (s *server) answers(name string) {
 	s.t.Helper()
