@@ -3,6 +3,7 @@ package agent
 import (
 	"bytes"
 	"encoding/json"
+	"math"
 	"reflect"
 	"strings"
 	"testing"
@@ -20,7 +21,7 @@ func everyKind(s string, n int64, f float64) Request {
 func FuzzJSON(f *testing.F) {
 	f.Add("text", int64(5), 1.5)
 	f.Add("\xff\xfe broken \\ud800", int64(-1)<<63, 1e300)
-	f.Add("<&>\u2029\x7f", int64(1)<<40, -0.0)
+	f.Add("<&>\u2029\x7f", int64(1)<<40, math.Copysign(0, -1))
 	f.Fuzz(func(t *testing.T, s string, n int64, x float64) {
 		if x-x != 0 {
 			return // JSON has no words for these

@@ -26,9 +26,7 @@ const bootTime = 5 * time.Minute
 // said in one line on the console, and the guest is powered off.
 func Boot() {
 	time.AfterFunc(bootTime, func() { giveUp(errors.New("starting the guest took too long")) })
-	if err := boot(); err != nil {
-		giveUp(err)
-	}
+	giveUp(boot())
 }
 
 func giveUp(err error) {
@@ -55,6 +53,7 @@ const (
 	modulesPlace = "/all-modules"
 )
 
+// boot returns only if something failed.
 func boot() error {
 	unix.Umask(0)
 	if err := kernelFiles(); err != nil {
