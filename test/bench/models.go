@@ -70,6 +70,23 @@ func (s *server) ready(ctx context.Context, name string) error {
 	})
 }
 
+// up is ready for a guest that may be unable to come up: one that ended is an
+// error at once.
+func (s *server) up(ctx context.Context, name string) error {
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	return until(ctx, name+" is up", bootLimit, func() error {
+		g, err := s.guest(ctx, name)
+		switch {
+		case err != nil || g.Ready:
+			return err
+		case g.Phase != "running":
+			cancel()
+		}
+		return fmt.Errorf("it is %s, %+v", g.Phase, g.Problem)
+	})
+}
+
 // answers waits until a program runs inside the guest.
 func (s *server) answers(ctx context.Context, name string) error {
 	return until(ctx, name+" answers", bootLimit, func() error {

@@ -3,10 +3,13 @@ package main
 import (
 	"context"
 	"fmt"
+	"slices"
 	"time"
 )
 
 // The kernel of Debian 12's own package, which Lodge's choice is compared with.
+// It cannot run programs on processors whose registers are larger than it
+// knows, such as those with AMX.
 const packagedKernel = "um/debian-12"
 
 // paravirt measures guests on User-Mode Linux, as shipped: the kernel that Lodge
@@ -64,18 +67,28 @@ func (b *bench) paravirt(ctx context.Context) error {
 	return b.paravirtCrowd(ctx, s)
 }
 
-// paravirtBoots boots guests of Lodge's kernel on one processor and of the
-// packaged one on all, by turns.
+// paravirtBoots boots guests as shipped, pinned to one processor, beside the
+// same kernel on all processors and, where it runs at all, the packaged one, by
+// turns.
 func (b *bench) paravirtBoots(ctx context.Context, s *server) error {
-	var own, packaged, small Samples
-	for range 3 {
-		for _, way := range []struct {
+	var own, free, packaged, small Samples
+	plain := []string{"debian/12", "--model", "paravirt", "--memory", "256MiB"}
+	unpinned := append(slices.Clone(plain), "--cpus", "2")
+	ways := []struct {
+		to   *Samples
+		args []string
+	}{{&own, plain}, {&free, unpinned}}
+	old := append(slices.Clone(unpinned), "--kernel", packagedKernel)
+	if _, _, err := s.timeLaunch(ctx, s.up, old...); err != nil {
+		b.report.skip("the packaged kernel 6.1 does not run on this processor: %s", firstLine(err.Error()))
+	} else {
+		ways = append(ways, struct {
 			to   *Samples
 			args []string
-		}{
-			{&own, []string{"debian/12", "--model", "paravirt", "--memory", "256MiB"}},
-			{&packaged, []string{"debian/12", "--model", "paravirt", "--memory", "256MiB", "--kernel", packagedKernel, "--cpus", "2"}},
-		} {
+		}{&packaged, old})
+	}
+	for range 3 {
+		for _, way := range ways {
 			_, took, err := s.timeLaunch(ctx, s.ready, way.args...)
 			if err != nil {
 				return err
@@ -91,8 +104,12 @@ func (b *bench) paravirtBoots(ctx context.Context, s *server) error {
 		small.add(took)
 	}
 	const what = "launch of Debian with systemd, to ready"
-	other := timed("paravirt", what, "packaged 6.1, unpinned", packaged)
-	b.report.add(timed("paravirt", what, "lodge", own).beside(other).withinRatio(1.0/3), other)
+	other := timed("paravirt", what, "the same kernel, unpinned", free)
+	b.report.add(timed("paravirt", what, "lodge", own).beside(other), other)
+	if len(packaged) > 0 {
+		other = timed("paravirt", what, "packaged 6.1, unpinned", packaged)
+		b.report.add(timed("paravirt", what, "lodge, beside the packaged", own).beside(other).withinRatio(1.0/3), other)
+	}
 	b.report.add(timed("paravirt", "launch of busybox, to an answered exec", "lodge", small).atMost(800))
 	return nil
 }
