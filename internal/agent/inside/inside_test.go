@@ -250,3 +250,11 @@ func TestUUIDOption(t *testing.T) {
 		}
 	}
 }
+
+func TestKeyKinds(t *testing.T) {
+	got := keyKinds([]string{"/etc/ssh/ssh_host_ecdsa_key", "/etc/ssh/ssh_host_ecdsa_key.pub", "/etc/ssh/ssh_host_ed25519_key",
+		"/etc/ssh/ssh_host_-f x_key", "/etc/ssh/ssh_host_rsa_key-cert.pub"})
+	if !slices.Equal(got, []string{"ecdsa", "ed25519"}) {
+		t.Errorf("kinds %q", got)
+	}
+}

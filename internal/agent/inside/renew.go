@@ -52,7 +52,7 @@ func (a *Agent) renew(r agent.Request) error {
 		return fmt.Errorf("host name %q: %w", c.Hostname, err)
 	}
 	if c.Hostname != old.Hostname {
-		freshPrompts()
+		time.AfterFunc(promptTime, freshPrompts)
 	}
 	root, err := os.Open("/")
 	if err != nil {
@@ -113,6 +113,10 @@ func setClock(t int64) error {
 	return nil
 }
 
+// promptTime is when the prompts at terminals are made anew: after what somebody
+// waits for who has just had a guest made.
+const promptTime = 2 * time.Second
+
 // freshPrompts ends the programs that wait at terminals for somebody to log in,
 // and show the old host name meanwhile. Whoever started them starts them anew.
 func freshPrompts() {
@@ -127,36 +131,58 @@ func freshPrompts() {
 	}
 }
 
-// keyTime is how long making new keys may take.
+// keyTime is how long making a new key may take.
 const keyTime = time.Minute
 
+const hostKeys = "/etc/ssh/ssh_host_"
+
 // freshKeys replaces the keys that a secure shell's server shows, which were
-// another guest's. Making them takes time that the guest's owner need not wait
-// for; until then the server has none.
+// another guest's, by new ones of the same kinds. Making them takes time that
+// the guest's owner need not wait for; until then the server has none.
 func freshKeys() {
-	old, _ := filepath.Glob("/etc/ssh/ssh_host_*")
-	if len(old) == 0 {
-		return
-	}
+	old, _ := filepath.Glob(hostKeys + "*")
+	kinds := keyKinds(old)
 	for _, f := range old {
 		_ = os.Remove(f)
+	}
+	if len(kinds) == 0 {
+		return
 	}
 	go func() {
 		for _, file := range candidates("ssh-keygen", searchPath, "/") {
 			if _, err := os.Stat(file); err != nil {
 				continue
 			}
-			p, err := spawn(file, "-A")
-			if err != nil {
-				return
+			for _, kind := range kinds {
+				makeKey(file, kind)
 			}
-			t := time.AfterFunc(keyTime, func() { _ = p.Kill() })
-			_, _ = p.Wait()
-			t.Stop()
 			hangUpServers()
 			return
 		}
 	}()
+}
+
+// keyKinds are the kinds of the secret keys among the files of a server's keys.
+func keyKinds(files []string) (kinds []string) {
+	for _, f := range files {
+		kind, secret := strings.CutSuffix(strings.TrimPrefix(f, hostKeys), "_key")
+		if secret && len(kind) < 16 && !strings.ContainsFunc(kind, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
+			kinds = append(kinds, kind)
+		}
+	}
+	return kinds
+}
+
+// makeKey has ssh-keygen make a key, behind everything else that the guest does.
+func makeKey(program, kind string) {
+	p, err := spawn(program, "-q", "-t", kind, "-N", "", "-f", hostKeys+kind+"_key")
+	if err != nil {
+		return
+	}
+	_ = unix.Setpriority(unix.PRIO_PROCESS, p.Pid, 19)
+	t := time.AfterFunc(keyTime, func() { _ = p.Kill() })
+	_, _ = p.Wait()
+	t.Stop()
 }
 
 // spawn starts a program of the guest's that has nothing to say.
