@@ -107,6 +107,7 @@ func TestNoMonitor(t *testing.T) {
 	}
 	s.lodge("launch", "busybox", "good", "--memory", "32MiB")
 	s.noLeaks()
+	s.lodge("rm", "-f", "good")
 }
 
 // pathWithout is a PATH with all programs but those that begin so.
