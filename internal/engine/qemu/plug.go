@@ -16,6 +16,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/engine/qemu/qmp"
+	"lodge/internal/launch"
 )
 
 func (m *Machine) refuse(kind errs.Kind, msg, hint string) error {
@@ -284,30 +285,8 @@ func openTap(n engine.NIC) (f *os.File, err error) {
 		return nil, err
 	}
 	f = os.NewFile(uintptr(fd), n.Device)
-	if err := joinBridge(n); err != nil {
+	if err := launch.Join(n.Device, n.Master, n.MTU); err != nil {
 		return nil, errors.Join(err, f.Close())
 	}
 	return f, nil
-}
-
-func joinBridge(n engine.NIC) error {
-	l, err := netlink.LinkByName(n.Device)
-	if err != nil {
-		return err
-	}
-	if n.Master != "" {
-		bridge, err := netlink.LinkByName(n.Master)
-		if err != nil {
-			return fmt.Errorf("network interface %s: %w", n.Master, err)
-		}
-		if err := netlink.LinkSetMaster(l, bridge); err != nil {
-			return err
-		}
-	}
-	if n.MTU > 0 {
-		if err := netlink.LinkSetMTU(l, n.MTU); err != nil {
-			return err
-		}
-	}
-	return netlink.LinkSetUp(l)
 }

@@ -158,7 +158,7 @@ func (m *Machine) open(i int, n engine.NIC) error {
 	if err != nil {
 		return err
 	}
-	return join(n)
+	return launch.Join(n.Device, n.Master, n.MTU)
 }
 
 // control does something with a descriptor that the guest's kernel has too: to
@@ -171,29 +171,6 @@ func control(f *os.File, do func(fd int) error) error {
 	var inner error
 	err = raw.Control(func(fd uintptr) { inner = do(int(fd)) })
 	return errors.Join(err, inner)
-}
-
-// join makes the card's host end a port of its bridge and switches it on.
-func join(n engine.NIC) error {
-	l, err := netlink.LinkByName(n.Device)
-	if err != nil {
-		return err
-	}
-	if n.Master != "" {
-		bridge, err := netlink.LinkByName(n.Master)
-		if err != nil {
-			return fmt.Errorf("network interface %s: %w", n.Master, err)
-		}
-		if err := netlink.LinkSetMaster(l, bridge); err != nil {
-			return err
-		}
-	}
-	if n.MTU > 0 {
-		if err := netlink.LinkSetMTU(l, n.MTU); err != nil {
-			return err
-		}
-	}
-	return netlink.LinkSetUp(l)
 }
 
 // shut removes a card's host end, if it is there.
