@@ -65,14 +65,22 @@ func (c *Client) BuildImage(ctx context.Context, b api.ImageBuild, wait time.Dur
 	return c.operate(ctx, call{method: http.MethodPost, path: route("image-builds"), body: b}, wait)
 }
 
-// ImportImage makes an image of a tar, plain or compressed; limit bounds its
-// unpacked bytes, 0 is lodged's own bound.
-func (c *Client) ImportImage(ctx context.Context, name string, tar io.Reader, limit uint64, wait time.Duration) (api.Operation, error) {
+// ImageImport is what is to be known of an image that is imported.
+type ImageImport struct {
+	MaxSize      uint64 // of what is unpacked, in bytes; 0 is lodged's own bound
+	Architecture string // that a disk is for; "" is what it shows
+}
+
+// ImportImage makes an image of a tar or a disk, plain or compressed.
+func (c *Client) ImportImage(ctx context.Context, name string, file io.Reader, about ImageImport, wait time.Duration) (api.Operation, error) {
 	q := url.Values{"name": {name}}
-	if limit > 0 {
-		q.Set("max_size", strconv.FormatUint(limit, 10))
+	if about.MaxSize > 0 {
+		q.Set("max_size", strconv.FormatUint(about.MaxSize, 10))
 	}
-	return c.operate(ctx, call{method: http.MethodPost, path: route("image-imports"), query: q, stream: tar}, wait)
+	if about.Architecture != "" {
+		q.Set("architecture", about.Architecture)
+	}
+	return c.operate(ctx, call{method: http.MethodPost, path: route("image-imports"), query: q, stream: file}, wait)
 }
 
 // ExportImage streams an image as "tar" or as "erofs". The caller closes the

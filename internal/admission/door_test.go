@@ -368,7 +368,7 @@ func TestImages(t *testing.T) {
 	if op.Spec.Subjects[0].Name != "debian/12-minimal" {
 		t.Fatal(op.Spec.Subjects)
 	}
-	if _, err := d.ImportImage(ctx, "user", "debian/12", "import", "aaaaaaaaaaaaaaaa"); !errs.Is(err, errs.Exists) {
+	if _, err := d.ImportImage(ctx, "user", "debian/12", "import", "aaaaaaaaaaaaaaaa", ""); !errs.Is(err, errs.Exists) {
 		t.Fatal(err)
 	}
 }

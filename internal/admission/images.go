@@ -70,15 +70,16 @@ func (d *Door) BuildImage(ctx context.Context, by string, w ImageWish) (Operatio
 }
 
 // ImportImage asks for an image that source makes from an upload that is
-// spooled already.
-func (d *Door) ImportImage(ctx context.Context, by, name, source, upload string) (Operation, error) {
+// spooled already. A disk may be said to be for an architecture, if it does not
+// show that itself.
+func (d *Door) ImportImage(ctx context.Context, by, name, source, upload, architecture string) (Operation, error) {
 	if err := CheckImageName("name", name); err != nil {
 		return Operation{}, err
 	}
 	if !ids.Valid(upload) {
 		return Operation{}, errs.Bad("upload", "is not the id of an upload", "")
 	}
-	spec := image.Spec{Source: source, Upload: upload}
+	spec := image.Spec{Source: source, Upload: upload, Architecture: architecture}
 	if err := d.CheckSource(spec); err != nil {
 		return Operation{}, err
 	}

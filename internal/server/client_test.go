@@ -35,7 +35,7 @@ func TestClient(t *testing.T) {
 	if i, err := c.Image(ctx, "debian/12"); err != nil || !i.Ready {
 		t.Fatal(i, err)
 	}
-	if op, err := c.ImportImage(ctx, "mine/1", strings.NewReader("tar"), 1000, time.Minute); err != nil || op.State != "done" {
+	if op, err := c.ImportImage(ctx, "mine/1", strings.NewReader("tar"), client.ImageImport{MaxSize: 1000}, time.Minute); err != nil || op.State != "done" {
 		t.Fatal(op, err)
 	}
 	if err := c.WriteFiles(ctx, "web1", "/tmp", strings.NewReader("tar")); err != nil || h.live.got.String() != "tar" {

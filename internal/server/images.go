@@ -85,6 +85,7 @@ type importImageInput struct {
 	Waiting
 	Name    string `query:"name" required:"true" doc:"name of the image" example:"mine/1"`
 	MaxSize uint64 `query:"max_size" doc:"the most bytes that what is unpacked may take"`
+	Arch    string `query:"architecture" doc:"that a disk is for, if it does not show" example:"amd64"`
 }
 
 // importImage looks at the name before the upload is read, so that nobody
@@ -103,7 +104,7 @@ func (s *Server) importImage(ctx context.Context, in *importImageInput, w *strea
 	if err != nil {
 		return err
 	}
-	op, err := s.Door.ImportImage(ctx, person, in.Name, source, upload)
+	op, err := s.Door.ImportImage(ctx, person, in.Name, source, upload, in.Arch)
 	if err != nil {
 		if derr := s.Images.Discard(upload); derr != nil {
 			s.Log.Warn("upload not discarded", "upload", upload, "err", derr)

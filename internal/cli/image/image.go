@@ -129,12 +129,14 @@ func newImport(f *cli.Factory) *cobra.Command {
 	var (
 		wait  cli.Waiting
 		limit cli.SizeFlag
+		about client.ImageImport
 	)
 	cmd := &cobra.Command{
 		Use: "import FILE NAME", Short: "Make an image of a root file system in a tar, or of a disk",
 		Long: `Make an image of a root file system in a tar, or of a disk (qcow2, VMDK, VHD, VHDX, VDI, ISO, or raw with a boot sector),
 plain or compressed (gz, xz, zst). What a file is, is told by its content. "-" reads the standard input.
-Guests of a disk or an ISO are of model vm; one of an ISO has the disc in its drive and an empty disk to install on.`,
+Guests of a disk or an ISO are of model vm; one of an ISO has the disc in its drive and an empty disk to install on.
+What machines a disk is for shows by its boot loaders; where it has none that are known, --arch says it.`,
 		Example: "  lodge image import win2019.vhdx win/2019\n  lodge image import rootfs.tar.zst alpine/3\n  docker export web | lodge image import - web",
 		Args:    cli.Named("FILE", "NAME"),
 		RunE: func(cmd *cobra.Command, args []string) error {
@@ -147,17 +149,17 @@ Guests of a disk or an ISO are of model vm; one of an ISO has the disc in its dr
 				defer file.Close()
 				in = file
 			}
-			var most uint64
 			if limit.Value != nil {
-				most = *limit.Value
+				about.MaxSize = *limit.Value
 			}
 			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
-				return c.ImportImage(ctx, args[1], io.NopCloser(in), most, w)
+				return c.ImportImage(ctx, args[1], io.NopCloser(in), about, w)
 			})
 			return err
 		},
 	}
 	cmd.Flags().Var(&limit, "max-size", "refuse what is larger unpacked")
+	cmd.Flags().StringVar(&about.Architecture, "arch", "", "that a disk is for: amd64, arm64, … (default: what it shows)")
 	wait.Flags(cmd)
 	return cmd
 }

@@ -48,6 +48,9 @@ func (s *Source) Check(spec image.Spec) error {
 	if spec.Release != "" || spec.Variant != "" {
 		return errs.Bad("release", "an import has no release and no variant", "leave both out")
 	}
+	if err := checkArchitecture(spec.Architecture); err != nil {
+		return err
+	}
 	if _, err := s.spool.Stamp(spec.Upload); err != nil {
 		return err
 	}
@@ -196,9 +199,22 @@ func (s *Source) Make(ctx context.Context, spec image.Spec, _, out string, told 
 		return image.Info{}, err
 	}
 	if h.Format == diskfile.ISO {
+		arch, err := architecture(in, h.Format, spec)
+		if err != nil {
+			return image.Info{}, err
+		}
 		// One file may have two names; nothing writes to either.
-		return image.Info{Disk: string(diskfile.ISO), DiskSize: h.Size}, os.Link(in.Name(), out)
+		return image.Info{Disk: string(diskfile.ISO), DiskSize: h.Size, Architecture: arch}, os.Link(in.Name(), out)
 	}
 	size, err := convert(ctx, in, h, out, told)
-	return image.Info{Disk: string(diskfile.QCOW2), DiskSize: size}, err
+	if err != nil {
+		return image.Info{}, err
+	}
+	made, err := os.Open(out)
+	if err != nil {
+		return image.Info{}, err
+	}
+	defer made.Close()
+	arch, err := architecture(made, diskfile.QCOW2, spec)
+	return image.Info{Disk: string(diskfile.QCOW2), DiskSize: size, Architecture: arch}, err
 }

@@ -47,6 +47,9 @@ func (s *Source) Check(spec image.Spec) error {
 	if spec.Release != "" || spec.Variant != "" {
 		return errs.Bad("release", "an import has no release and no variant", "leave both out")
 	}
+	if spec.Architecture != "" {
+		return errs.Bad("architecture", "a root tree shows itself what it is for", "leave --arch out")
+	}
 	if _, err := s.spool.Stamp(spec.Upload); err != nil {
 		return err
 	}

@@ -28,6 +28,8 @@ type Spec struct {
 	Variant Variant `json:"variant,omitempty"`
 	Wish    int64   `json:"wish"`             // raised by each wish to build it anew
 	Upload  string  `json:"upload,omitempty"` // id of the spooled upload that an import is made from
+
+	Architecture string `json:"architecture,omitempty"` // that its owner says a disk is for, which may not show
 }
 
 // Status is what became of it. An image whose Digest is set can be used, even
