@@ -16,7 +16,7 @@ type Guest struct {
 	Wanted      string            `json:"wanted" enum:"off,on,paused,saved"`
 	Saved       bool              `json:"saved,omitempty" doc:"its memory is kept, and its next start goes on from there"`
 	Problem     *Problem          `json:"problem,omitempty"`
-	Addresses   []string          `json:"addresses"`
+	Addresses   []string          `json:"addresses" doc:"those that Lodge gave it, then others that its agent says it has"`
 	CPUs        float64           `json:"cpus" doc:"processors' worth of time; 0 is all of the host's"`
 	CPUWeight   int               `json:"cpu_weight"`
 	MemoryBytes uint64            `json:"memory_bytes" doc:"0 is all of the host's"`
@@ -44,10 +44,11 @@ type Guest struct {
 	Kernel      string            `json:"kernel,omitempty" doc:"empty: the best for its image"`
 	CPUModel    string            `json:"cpu_model,omitempty"`
 	Disks       []Disk            `json:"disks,omitempty" doc:"beside its own"`
+	Agent       string            `json:"agent,omitempty" doc:"that it brought along and that answers; only guests of disks have one that is not Lodge's"`
 	Booted      string            `json:"booted_kernel,omitempty" doc:"that the present or last run booted; empty: the host's own"`
 	Ready       bool              `json:"ready,omitempty" doc:"it runs, and its init says that it is up"`
 	Pending     []string          `json:"pending,omitempty" doc:"what it gets with its next start only"`
-	Last        string            `json:"last,omitempty" doc:"what it said last before it ended badly; only when one guest is asked for"`
+	Last        string            `json:"last,omitempty" doc:"what it said last before it ended badly, or what shows why it does not boot; only when one guest is asked for"`
 	Pid         int               `json:"pid,omitempty"`
 	Created     time.Time         `json:"created"`
 	Started     *time.Time        `json:"started,omitempty"`

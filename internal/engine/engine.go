@@ -124,6 +124,14 @@ type Probe struct {
 	Paused  bool
 	Ready   bool   // the guest's own init says it is up; engines that cannot know say true
 	Trouble string // what the guest suffers from though it runs ("kernel panic: ..."), in words for a person
+
+	// NoBoot is why a guest that boots by itself got nowhere; nil of all others.
+	NoBoot *guest.NoBoot
+
+	// Of guests that are not the engine's to furnish: the agent that they brought
+	// along, and the addresses that it says they have on Lodge's cards.
+	Agent     string
+	Addresses []string
 }
 
 // What a machine may also be. Info.Can must agree with these; enginetest

@@ -64,6 +64,16 @@ func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known b
 // says: of a monitor that failed.
 func LastLines(parts Parts) string { return linesOf(consoleTail(ConsoleLog(parts.Dir))) }
 
+// ConsoleTail is the end of what a guest's console said, of at most some thousand
+// bytes, and how long the file is that it stands in last.
+func ConsoleTail(parts Parts) (text []byte, length int64) {
+	path := ConsoleLog(parts.Dir)
+	if info, err := os.Stat(path); err == nil {
+		length = info.Size()
+	}
+	return consoleTail(path), length
+}
+
 // consoleTail is the end of what a console said in its last run.
 func consoleTail(path string) []byte {
 	text := fileTail(path)

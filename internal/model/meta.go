@@ -36,7 +36,7 @@ type Meta struct {
 // Problem says why a record is not where its spec wants it to be. It stands
 // beside the phase and never replaces it, so nothing is lost by failing.
 type Problem struct {
-	Code     string    `json:"code"` // an errs.Kind as text, or Crashed
+	Code     string    `json:"code"` // an errs.Kind as text, Crashed or NotBooted
 	Message  string    `json:"message"`
 	Hint     string    `json:"hint,omitempty"`
 	Since    time.Time `json:"since"`
@@ -45,8 +45,11 @@ type Problem struct {
 	Aside    bool      `json:"aside,omitempty"` // it keeps nobody from what was asked for: a guest that runs, but panicked
 }
 
-// Crashed is the code of a problem that is a guest's own.
-const Crashed = "crashed"
+// Codes of problems that are a guest's own.
+const (
+	Crashed   = "crashed"
+	NotBooted = "not-booted" // it runs, and no operating system in it
+)
 
 // ProblemOf turns an error into what a person is shown beside the phase. The
 // attempt count goes on from last when it is the same problem still.

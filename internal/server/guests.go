@@ -145,7 +145,7 @@ func (s *Server) guestAPI(r tables.GuestRecord, publish []string) api.Guest {
 		Restarts: r.Status.Restarts, Generation: r.Generation,
 		Asked: r.Spec.Engine, Machine: r.Spec.Hardware.Machine, Firmware: r.Spec.Hardware.Firmware, TPM: r.Spec.Hardware.TPM,
 		Kernel: r.Spec.Hardware.Kernel, CPUModel: r.Spec.Hardware.CPUModel, Disks: disksAPI(r.Spec.Disks),
-		Booted: r.Status.Kernel, Ready: r.Status.Ready,
+		Booted: r.Status.Kernel, Ready: r.Status.Ready, Agent: r.Status.Agent,
 	}
 	if r.Status.Phase == guest.Running || r.Status.Phase == guest.Paused {
 		g.Pending = r.Spec.Pending(r.Status.Devices)
@@ -169,6 +169,11 @@ func (s *Server) guestAPI(r tables.GuestRecord, publish []string) api.Guest {
 			if p, err := netip.ParsePrefix(a); err == nil {
 				g.Addresses = append(g.Addresses, p.Addr().String())
 			}
+		}
+	}
+	for _, a := range r.Status.Addresses {
+		if !slices.Contains(g.Addresses, a) {
+			g.Addresses = append(g.Addresses, a)
 		}
 	}
 	return g

@@ -94,11 +94,11 @@ func newProgram(r session.Request) (*program, error) {
 		return p, nil
 	}
 	var err error
-	if p.in, err = again(r.Stdin); err != nil {
+	if p.in, err = session.Again(r.Stdin); err != nil {
 		return nil, err
 	}
 	for k, f := range map[agent.Kind]*os.File{agent.KindOut: r.Stdout, agent.KindErr: r.Stderr} {
-		mine, err := again(f)
+		mine, err := session.Again(f)
 		if err != nil {
 			p.close()
 			return nil, err
@@ -106,32 +106,6 @@ func newProgram(r session.Request) (*program, error) {
 		p.outs[k] = &output{agent.NewInbox(), mine}
 	}
 	return p, nil
-}
-
-// again is a descriptor of our own for what the caller closes; nil stays nil.
-func again(f *os.File) (*os.File, error) {
-	if f == nil {
-		return nil, nil
-	}
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return nil, err
-	}
-	var fd int
-	var inner error
-	err = raw.Control(func(n uintptr) {
-		if fd, inner = unix.FcntlInt(n, unix.F_DUPFD_CLOEXEC, 0); inner != nil {
-			return
-		}
-		var st unix.Stat_t
-		if unix.Fstat(fd, &st) == nil && (st.Mode&unix.S_IFMT == unix.S_IFIFO || st.Mode&unix.S_IFMT == unix.S_IFSOCK) {
-			_ = unix.SetNonblock(fd, true) // so that it can be closed while somebody waits
-		}
-	})
-	if err = errors.Join(err, inner); err != nil {
-		return nil, err
-	}
-	return os.NewFile(uintptr(fd), f.Name()), nil
 }
 
 // run carries the streams until the program ended and nobody holds them.

@@ -32,6 +32,9 @@ func newShow(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
+// notBooted is the code of a problem of guests that no operating system runs in.
+const notBooted = "not-booted"
+
 // show prints one guest as an object, several as an array.
 func show(ctx context.Context, f *cli.Factory, output *cli.Output, names []string) error {
 	c, err := f.Client()
@@ -60,7 +63,11 @@ func show(ctx context.Context, f *cli.Factory, output *cli.Output, names []strin
 			return err
 		}
 		if g.Last != "" {
-			fmt.Fprintf(f.Streams.Out, "\nwhat it said last before it ended badly:\n%s\n", cli.Clean(g.Last))
+			when := "before it ended badly"
+			if g.Problem != nil && g.Problem.Code == notBooted {
+				when = "before it went no further"
+			}
+			fmt.Fprintf(f.Streams.Out, "\nwhat it said last %s:\n%s\n", when, cli.Clean(g.Last))
 		}
 	}
 	return nil
@@ -96,6 +103,7 @@ func details(g api.Guest, accel string, now time.Time) *cli.Table {
 	for _, n := range g.NICs {
 		add("network", strings.Join(strings.Fields(strings.Join([]string{n.Name, n.Network, n.MAC, n.IPv4, n.IPv6}, " ")), " "))
 	}
+	add("addresses", strings.Join(others(g), " "))
 	add("publish", strings.Join(g.Publish, " "))
 	detailLimits(g, add)
 	detailRun(g, now, add)
@@ -108,6 +116,17 @@ func details(g api.Guest, accel string, now time.Time) *cli.Table {
 	add("created", g.Created.Local().Format(time.DateTime)+" ("+cli.Ago(g.Created, now)+")")
 	add("id", g.ID)
 	return t
+}
+
+// others are the addresses that a guest says it has beside those of its cards.
+func others(g api.Guest) []string {
+	return slices.DeleteFunc(slices.Clone(g.Addresses), func(a string) bool {
+		return slices.ContainsFunc(g.NICs, func(n api.NIC) bool {
+			v4, _, _ := strings.Cut(n.IPv4, "/")
+			v6, _, _ := strings.Cut(n.IPv6, "/")
+			return a == v4 || a == v6
+		})
+	})
 }
 
 // acceleration is what an engine says of how its guests' processors are made.
@@ -137,6 +156,7 @@ func detailMachine(g api.Guest, add func(name, value string)) {
 	if g.TPM {
 		add("tpm", "yes")
 	}
+	add("agent", cli.Clean(g.Agent))
 	add("processor", g.CPUModel)
 	add("kernel", cmp.Or(g.Booted, g.Kernel))
 	for _, d := range g.Disks {

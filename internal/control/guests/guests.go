@@ -299,14 +299,29 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p 
 	return again, r.report(ctx, g, func(s *guest.Status) {
 		s.Phase, s.Doing, s.Generation, s.Saved = at, guest.Rest, g.Generation, saved
 		if at == guest.Running || at == guest.Paused {
-			s.Ready, s.Problem = p.Ready, cmp.Or(guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now()), g.Refusal())
+			s.Agent, s.Addresses = p.Agent, p.Addresses
+			s.Last = lastOf(*s, p)
+			s.Ready, s.Problem = p.Ready, cmp.Or(guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now()), guest.Stuck(g.Name, p.NoBoot, s.Problem, r.Now()), g.Refusal())
 			return
 		}
+		s.Agent, s.Addresses = "", nil
 		s.Ready, s.Problem = false, cmp.Or(guest.Crash(g.Name, s.Exit, s.Last), g.Refusal())
 		if at == guest.Placed {
 			s.Pid = 0
 		}
 	})
+}
+
+// lastOf is what a guest that runs said last: of its end before this run, or why
+// it does not boot.
+func lastOf(s guest.Status, p engine.Probe) string {
+	switch {
+	case p.NoBoot != nil:
+		return guest.Words(p.NoBoot.Last)
+	case s.Problem != nil && s.Problem.Code == model.NotBooted:
+		return ""
+	}
+	return s.Last
 }
 
 func (r *Reconciler) report(ctx context.Context, g guest.Guest, change func(*guest.Status)) error {

@@ -21,9 +21,16 @@ func (l *link) event(e qmp.Event) {
 		})
 	case "RESUME":
 		l.note(func() { l.status, l.trouble = "running", "" })
+		l.theirAgent((*guestAgent).ask)
 	case "RESET":
-		l.note(func() { l.trouble = "" })
+		l.note(func() { l.trouble, l.noBoot = "", nil })
+		l.theirAgent((*guestAgent).reset)
+		if l.boot != nil {
+			l.boot.reset()
+		}
 		go l.endsAgain()
+	case "VSERPORT_CHANGE":
+		l.theirAgent((*guestAgent).ask)
 	case "GUEST_PANICKED", "GUEST_CRASHLOADED":
 		l.note(func() { l.trouble = "kernel panic: the guest's kernel says that it cannot go on" })
 	case "WATCHDOG":
@@ -32,6 +39,13 @@ func (l *link) event(e qmp.Event) {
 		l.ioError(e.Data)
 	case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR":
 		l.unplugged(e)
+	}
+}
+
+// theirAgent tells what concerns the agent of an unmodified guest.
+func (l *link) theirAgent(of func(*guestAgent)) {
+	if l.theirs != nil {
+		of(l.theirs)
 	}
 }
 

@@ -41,19 +41,22 @@ type links struct {
 
 // link is the lines to one running QEMU.
 type link struct {
-	e     *Engine
-	id    string
-	held  keeper.Held
-	agent *dial.Link // nil for guests that are not Lodge's to furnish
-	end   context.CancelFunc
-	life  context.Context
-	tried chan struct{} // closed when the monitor answered, or did not, for the first time
+	e      *Engine
+	id     string
+	held   keeper.Held
+	agent  *dial.Link  // nil for guests that are not Lodge's to furnish
+	theirs *guestAgent // of those
+	boot   *bootWatch  // likewise
+	end    context.CancelFunc
+	life   context.Context
+	tried  chan struct{} // closed when the monitor answered, or did not, for the first time
 
 	mu      sync.Mutex
 	monitor *qmp.Client // nil while it does not answer
 	failure error       // why not
 	status  string      // QEMU's word: "running", "paused", "io-error", ...
 	trouble string
+	noBoot  *guest.NoBoot         // why nothing boots
 	deleted map[string]chan error // waits for the end of a device
 	device  sync.Mutex            // one change of the devices at a time
 }
@@ -86,6 +89,8 @@ func (e *Engine) newLink(g guest.Guest, parts engine.Parts, h keeper.Held) *link
 		} else {
 			l.agent = dial.Open(f, dial.Options{Log: e.o.Log.With("guest", g.Name), Changed: func() { e.o.Changed(g.ID) }})
 		}
+	} else {
+		l.theirs, l.boot = newGuestAgent(l, g, parts), newBootWatch(l, parts)
 	}
 	go l.keep(parts.Memory)
 	go func() {
@@ -190,20 +195,23 @@ func (l *link) open() (*qmp.Client, error) {
 		return nil, err
 	}
 	l.note(func() { l.monitor, l.failure, l.status = c, nil, s.Status })
+	l.theirAgent((*guestAgent).ask)
 	return c, nil
 }
 
 // note changes what is known and tells whoever wants to know.
 func (l *link) note(change func()) {
 	l.mu.Lock()
-	status, trouble, up := l.status, l.trouble, l.monitor != nil
+	status, trouble, up, stuck := l.status, l.trouble, l.monitor != nil, l.noBoot
 	change()
-	same := status == l.status && trouble == l.trouble && up == (l.monitor != nil)
+	same := status == l.status && trouble == l.trouble && up == (l.monitor != nil) && alike(stuck, l.noBoot)
 	l.mu.Unlock()
 	if !same {
 		l.e.o.Changed(l.id)
 	}
 }
+
+func alike(a, b *guest.NoBoot) bool { return a == b || a != nil && b != nil && *a == *b }
 
 // do has QEMU carry out a command. An error is one for a person.
 func (l *link) do(ctx context.Context, command string, args, result any) error {

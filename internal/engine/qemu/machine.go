@@ -8,7 +8,6 @@ import (
 
 	"golang.org/x/sys/unix"
 
-	"lodge/internal/agent/dial"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/session"
 	"lodge/internal/engine"
@@ -47,9 +46,11 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	l := m.link
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	p := engine.Probe{Paused: paused(l.status), Ready: true, Trouble: l.trouble}
+	p := engine.Probe{Paused: paused(l.status), Trouble: l.trouble, NoBoot: l.noBoot}
 	if l.agent != nil {
 		p.Ready = l.agent.State().Ready
+	} else {
+		l.theirs.probe(&p, m.g.Status.Started)
 	}
 	switch {
 	case l.monitor == nil && l.failure != nil:
@@ -86,6 +87,9 @@ func (m *Machine) Resume(ctx context.Context) error {
 		return m.about(err)
 	}
 	m.link.note(func() { m.link.status = "running" })
+	if m.link.theirs != nil {
+		m.link.theirs.setClock()
+	}
 	return nil
 }
 
@@ -117,8 +121,8 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 		defer cancel()
 		return m.about(m.link.agent.Shutdown(ctx))
 	}
-	if told, err := m.link.askGuestAgent(ctx); told || err != nil {
-		return m.about(err)
+	if m.link.theirs.powerOff(ctx) {
+		return nil
 	}
 	if err := m.link.do(ctx, "system_powerdown", nil, nil); err != nil {
 		return m.about(err)
@@ -145,23 +149,36 @@ func (m *Machine) Kill(context.Context) error {
 // Close lets go of the guest, which runs on. The lines to it are the engine's.
 func (m *Machine) Close() error { return nil }
 
-// awake returns the agent of a guest that can answer.
-func (m *Machine) awake() (*dial.Link, error) {
-	l := m.link
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	switch {
-	case paused(l.status):
-		return nil, &errs.Error{Op: "qemu", Kind: errs.Conflict, Ref: m.g.Key().String(), Msg: "is paused", Hint: "lodge resume " + m.g.Name}
-	case l.agent == nil:
-		return nil, &errs.Error{Op: "qemu", Kind: errs.Unsupported, Ref: m.g.Key().String(), Msg: "has no agent", Hint: "use lodge console, or the network"}
+// voice is an agent in a guest: Lodge's, or QEMU's.
+type voice interface {
+	Exec(ctx context.Context, r session.Request) (session.Session, error)
+	Pack(ctx context.Context, path string, w io.Writer) error
+	Unpack(ctx context.Context, dir string, r io.Reader) error
+	Freeze(ctx context.Context, d time.Duration) (thaw func() error, err error)
+}
+
+// voice returns the agent of a guest that can answer.
+func (m *Machine) voice() (voice, error) {
+	if err := m.awake(); err != nil {
+		return nil, err
 	}
-	return l.agent, nil
+	if m.link.agent != nil {
+		return m.link.agent, nil
+	}
+	return theirVoice{m.link.theirs, m.g}, nil
+}
+
+// awake says that a guest cannot answer because it stands still.
+func (m *Machine) awake() error {
+	if paused(m.link.state()) {
+		return &errs.Error{Op: "qemu", Kind: errs.Conflict, Ref: m.g.Key().String(), Msg: "is paused", Hint: "lodge resume " + m.g.Name}
+	}
+	return nil
 }
 
 // Exec runs a program inside the guest.
 func (m *Machine) Exec(ctx context.Context, r session.Request) (session.Session, error) {
-	a, err := m.awake()
+	a, err := m.voice()
 	if err != nil {
 		return nil, err
 	}
@@ -171,7 +188,7 @@ func (m *Machine) Exec(ctx context.Context, r session.Request) (session.Session,
 
 // Pack writes a file or tree of the guest as a tar stream.
 func (m *Machine) Pack(ctx context.Context, path string, w io.Writer) error {
-	a, err := m.awake()
+	a, err := m.voice()
 	if err != nil {
 		return err
 	}
@@ -180,7 +197,7 @@ func (m *Machine) Pack(ctx context.Context, path string, w io.Writer) error {
 
 // Unpack makes what the tar stream r holds below the guest's dir.
 func (m *Machine) Unpack(ctx context.Context, dir string, r io.Reader) error {
-	a, err := m.awake()
+	a, err := m.voice()
 	if err != nil {
 		return err
 	}

@@ -30,7 +30,7 @@ func (m *Machine) Usage(ctx context.Context) (guest.Usage, error) {
 		u.TxBytes += counter(n.Device, "rx_bytes")
 		u.TxPackets += counter(n.Device, "rx_packets")
 	}
-	if a, err := m.awake(); err == nil && a.State().Connected {
+	if a := m.link.agent; a != nil && m.awake() == nil && a.State().Connected {
 		ctx, cancel := context.WithTimeout(ctx, statsTime)
 		defer cancel()
 		if s, err := a.Stats(ctx); err == nil {

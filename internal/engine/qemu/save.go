@@ -208,13 +208,17 @@ func isZero(b []byte) bool {
 	return true
 }
 
-// Renew makes a guest that was copied from another the one of its record.
+// Renew makes a guest that was copied from another the one of its record. Of an
+// unmodified guest only the clock is Lodge's to set, where it lets somebody.
 func (m *Machine) Renew(ctx context.Context) error {
-	a, err := m.awake()
-	if err != nil {
+	if err := m.awake(); err != nil {
 		return err
 	}
-	return m.about(a.Renew(ctx, config(m.g, m.parts)))
+	if m.link.agent == nil {
+		m.link.theirs.setClock()
+		return nil
+	}
+	return m.about(m.link.agent.Renew(ctx, config(m.g, m.parts)))
 }
 
 // restFor is how long a guest's file systems rest at most. It goes on by itself
@@ -223,7 +227,7 @@ const restFor = 10 * time.Second
 
 // Quiesce brings the guest's file systems to rest.
 func (m *Machine) Quiesce(ctx context.Context) (release func() error, err error) {
-	a, err := m.awake()
+	a, err := m.voice()
 	if err != nil {
 		return nil, err
 	}

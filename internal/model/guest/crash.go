@@ -59,6 +59,27 @@ func Suffering(name, trouble string, was *model.Problem, now time.Time) *model.P
 	return p
 }
 
+// NoBoot is why a guest runs that no operating system has started in, as far as
+// that can be seen from outside, in words for a person.
+type NoBoot struct {
+	Why  string
+	Hint string // about any guest, called GUEST
+	Last string // the end of its console
+}
+
+// Stuck is the problem of a guest that does not boot; since then unless that is
+// known.
+func Stuck(name string, n *NoBoot, was *model.Problem, now time.Time) *model.Problem {
+	if n == nil {
+		return nil
+	}
+	p := &model.Problem{Code: model.NotBooted, Message: short(Words(n.Why)), Hint: strings.ReplaceAll(n.Hint, "GUEST", name), Since: now, Attempts: 1, Aside: true}
+	if was != nil && was.Code == p.Code {
+		p.Since = was.Since
+	}
+	return p
+}
+
 // headline is the line of a crash that says most.
 func headline(x Exit, last string) string {
 	lines := strings.Split(last, "\n")

@@ -189,20 +189,22 @@ type Status struct {
 	Generation int64          `json:"generation"` // of the spec this status answers
 	Problem    *model.Problem `json:"problem,omitempty"`
 	Engine     string         `json:"engine,omitempty"`
-	Model      Model          `json:"model,omitempty"`    // that its writable layer was last made fit for
-	Refused    int64          `json:"refused,omitempty"`  // the last wish for a change of model that could not be carried out
-	Refusal    *model.Problem `json:"refusal,omitempty"`  // why
-	Cloned     bool           `json:"cloned,omitempty"`   // Spec.Clone has been carried out
-	Restored   int64          `json:"restored,omitempty"` // the last wish to go back to a snapshot that was answered
-	Saved      bool           `json:"saved,omitempty"`    // the next start goes on from a memory image
-	Ready      bool           `json:"ready,omitempty"`    // the guest's init says it is up
-	Last       string         `json:"last,omitempty"`     // what a guest that ended badly said last
-	Kernel     string         `json:"kernel,omitempty"`   // that the present or last run booted, if it was not the host's
-	CPU        *int           `json:"cpu,omitempty"`      // processor of the host that the present or last run was pinned to
-	Devices    *Devices       `json:"devices,omitempty"`  // that the present or last run has; nil: an older lodged started it
-	Pid        int            `json:"pid,omitempty"`      // of the guest's first process, as the host sees it
-	Started    *time.Time     `json:"started,omitempty"`  // of the present or last run
-	Exit       *Exit          `json:"exit,omitempty"`     // of the last run, once it ended by itself
+	Model      Model          `json:"model,omitempty"`     // that its writable layer was last made fit for
+	Refused    int64          `json:"refused,omitempty"`   // the last wish for a change of model that could not be carried out
+	Refusal    *model.Problem `json:"refusal,omitempty"`   // why
+	Cloned     bool           `json:"cloned,omitempty"`    // Spec.Clone has been carried out
+	Restored   int64          `json:"restored,omitempty"`  // the last wish to go back to a snapshot that was answered
+	Saved      bool           `json:"saved,omitempty"`     // the next start goes on from a memory image
+	Ready      bool           `json:"ready,omitempty"`     // the guest's init says it is up
+	Last       string         `json:"last,omitempty"`      // what a guest that ended badly, or is not well, said last
+	Agent      string         `json:"agent,omitempty"`     // that an unmodified guest has and that answers
+	Addresses  []string       `json:"addresses,omitempty"` // that it says it has
+	Kernel     string         `json:"kernel,omitempty"`    // that the present or last run booted, if it was not the host's
+	CPU        *int           `json:"cpu,omitempty"`       // processor of the host that the present or last run was pinned to
+	Devices    *Devices       `json:"devices,omitempty"`   // that the present or last run has; nil: an older lodged started it
+	Pid        int            `json:"pid,omitempty"`       // of the guest's first process, as the host sees it
+	Started    *time.Time     `json:"started,omitempty"`   // of the present or last run
+	Exit       *Exit          `json:"exit,omitempty"`      // of the last run, once it ended by itself
 	Restarts   int            `json:"restarts,omitempty"`
 	NotBefore  *time.Time     `json:"not_before,omitempty"` // the restart policy waits until then
 	Lost       bool           `json:"lost,omitempty"`       // the last run ended with the host that ran it
