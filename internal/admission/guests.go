@@ -210,8 +210,6 @@ func checkDiskImage(im tables.ImageRecord, s guest.Spec) error {
 		return errs.Bad("command", "image "+im.Name+own+": what it runs first is its own choice", "leave the command out")
 	case len(s.Env) > 0:
 		return errs.Bad("env", "image "+im.Name+own+": nothing in it takes variables", "leave them out")
-	case s.UserData != "":
-		return errs.Bad("user_data", "image "+im.Name+own+", and Lodge makes no seed for cloud-init there", "leave it out")
 	}
 	return nil
 }

@@ -104,7 +104,6 @@ func TestRefusedMachines(t *testing.T) {
 		"disk image as os":           {wanting(guest.OS, "blank", func(*Patch) {}), errs.Unsupported, "model"},
 		"disk image as paravirt":     {wanting(guest.Paravirt, "blank", func(*Patch) {}), errs.Unsupported, "model"},
 		"command on a disk":          {wanting(guest.VM, "blank", func(p *Patch) { p.Command = ptr([]string{"sh"}) }), errs.Invalid, "command"},
-		"user data on a disk":        {wanting(guest.VM, "blank", func(p *Patch) { p.UserData = ptr("#cloud-config") }), errs.Invalid, "user_data"},
 		"another architecture":       {wanting(guest.VM, "arm", func(*Patch) {}), errs.Invalid, "image"},
 		"no memory for a kernel":     {wanting(guest.VM, "debian/12", func(p *Patch) { p.Memory = ptr(uint64(8 << 20)) }), errs.Invalid, "memory_bytes"},
 		"disks on the host's kernel": {wanting(guest.OS, "debian/12", disks(guest.FurtherDisk{Name: "a", Size: 1 << 30})), errs.Invalid, "disks"},

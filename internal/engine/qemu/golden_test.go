@@ -72,6 +72,10 @@ func TestCommandLine(t *testing.T) {
 			own("", engine.Disk{Path: "/pool/disk", Format: "qcow2"})(g, p, h)
 			p.Root.Base = "/images/base.qcow2"
 		},
+		"seed": func(g *guest.Guest, p *engine.Parts, h *host) {
+			own("", engine.Disk{Path: "/pool/disk", Format: "qcow2"})(g, p, h)
+			g.Spec.UserData = "#cloud-config"
+		},
 		"uefi-secure": func(g *guest.Guest, p *engine.Parts, h *host) {
 			own("debian", engine.Disk{Path: "/pool/disk", Format: "qcow2"})(g, p, h)
 			g.Spec.Hardware.Firmware, g.Spec.Memory = "uefi-secure", 2<<30

@@ -74,7 +74,8 @@ const (
 	baseSerial    = "base"
 	modulesSerial = "modules"
 	volumeSerial  = "volume"
-	ownSerial     = "root" // of a guest that boots a disk of its own
+	ownSerial     = "root"  // of a guest that boots a disk of its own
+	seedSerial    = "_seed" // of what cloud-init reads in such a guest; no disk of its spec can be called so
 )
 
 // The serial ports that agents listen on: Lodge's, and the one that
@@ -144,7 +145,7 @@ func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
 	if !w.Kernel {
 		w.Agent, w.Modern = guestAgentPort, knowsVirtio(parts.Image.OS)
 	}
-	w.furnish(parts)
+	w.furnish(parts, g.Spec.UserData != "")
 	return w, nil
 }
 
@@ -191,7 +192,7 @@ func knowsVirtio(os string) bool {
 
 // furnish adds drives and cards. What may have to be unplugged gets a port of
 // its own, and some ports stay free.
-func (w *hardware) furnish(parts engine.Parts) {
+func (w *hardware) furnish(parts engine.Parts, seed bool) {
 	if w.Kernel {
 		w.Drives = append(w.Drives, drive{Name: baseSerial, Format: "raw", ReadOnly: true, Shared: true}, drive{Name: volumeSerial, Format: "raw"})
 		if parts.Kernel.Modules != "" {
@@ -201,6 +202,9 @@ func (w *hardware) furnish(parts engine.Parts) {
 		own := ownDrive(*parts.Root.Own)
 		own.Over = parts.Root.Base != ""
 		w.Drives = append(w.Drives, own)
+		if seed {
+			w.Drives = append(w.Drives, drive{Name: seedSerial, Format: "raw", ReadOnly: true, Optical: !w.Modern}) // no old disk is read-only
+		}
 	}
 	for _, d := range parts.Disks {
 		readOnly := d.ReadOnly || d.Optical

@@ -242,7 +242,11 @@ func (w hardware) drives(l *line, p places) {
 		if d.Over {
 			base = l.baseNode(p)
 		}
-		l.blockdev(driveNode(d, l.file(p, fdDrive(d.Name), driveSets+i, d.ReadOnly, d.Shared), base))
+		file := map[string]any{"driver": "file", "filename": descriptor(p, fdDrive(d.Name)), "read-only": true, "locking": "off"}
+		if d.Name != seedSerial || w.Kernel { // which is in memory, and no set takes what could be written to
+			file = l.file(p, fdDrive(d.Name), driveSets+i, d.ReadOnly, d.Shared)
+		}
+		l.blockdev(driveNode(d, file, base))
 		bus := fmt.Sprintf("ide.%d", sata)
 		if d.Optical || !w.Modern {
 			sata++

@@ -179,7 +179,7 @@ func (b *builder) firmwareFiles(l *look) error {
 func (b *builder) driveFiles() error {
 	paths := map[string]string{baseSerial: b.parts.Root.Base, volumeSerial: b.parts.Root.Volume, modulesSerial: b.parts.Kernel.Modules}
 	if own := b.parts.Root.Own; own != nil {
-		paths = map[string]string{ownSerial: own.Path}
+		paths = map[string]string{ownSerial: own.Path, seedSerial: ""}
 	}
 	for _, d := range b.parts.Disks {
 		if _, taken := paths[d.Name]; taken {
@@ -188,6 +188,12 @@ func (b *builder) driveFiles() error {
 		paths[d.Name] = d.Path
 	}
 	for _, d := range b.w.Drives {
+		if d.Name == seedSerial && !b.w.Kernel {
+			if err := b.seed(); err != nil {
+				return err
+			}
+			continue
+		}
 		path, ok := paths[d.Name]
 		if !ok {
 			return &errs.Error{Op: "qemu.program", Kind: errs.Conflict, Ref: b.g.Key().String(), Msg: "its saved memory knows a disk " + d.Name + " that it does not have any more", Hint: "attach it again, or start without the memory"}
