@@ -94,20 +94,21 @@ func kept(t testing.TB, name, version string, make func(out string)) string {
 }
 
 // Layout of the disk that debianDisk makes, in sectors of 512 bytes: a boot
-// loader before the first partition for BIOS, one in it for UEFI, and the
+// loader before the first partition for BIOS, those in it for UEFI, and the
 // system in the second.
 const (
 	sector               = 512
 	espStart, espSectors = 2048, 32 << 11
-	sysStart, sysSectors = espStart + espSectors, 1200 << 11
+	sysStart, sysSectors = espStart + espSectors, 1500 << 11
 )
 
 // debianDisk makes a disk with Debian 12 on it, installed as its own installer
-// does: its kernel, its init, GRUB. It asks for its addresses, and says on the
-// serial line which it got.
+// does: its kernel, its init, GRUB, and for UEFI what Microsoft and Debian have
+// signed. It has QEMU's agent, and cloud-init, which looks for a seed. It asks
+// for its addresses, and says on the serial line which it got.
 func debianDisk(t testing.TB) string {
-	need(t, "mmdebstrap", "mkfs.ext4", "grub-mkimage", "mformat", "mcopy", "qemu-img", "/usr/lib/grub/i386-pc/boot.img", "/usr/lib/grub/x86_64-efi")
-	return kept(t, "debian.qcow2", "2", func(out string) {
+	need(t, "mmdebstrap", "mkfs.ext4", "grub-mkimage", "mformat", "mcopy", "qemu-img", "/usr/lib/grub/i386-pc/boot.img")
+	return kept(t, "debian.qcow2", "3", func(out string) {
 		dir := t.TempDir()
 		root, raw := filepath.Join(dir, "root"), filepath.Join(dir, "raw")
 		debianRoot(t, root)
@@ -116,7 +117,7 @@ func debianDisk(t testing.TB) string {
 			t.Fatal(err)
 		}
 		program(t, "mkfs.ext4", "-q", "-L", "system", "-d", root, "-E", "offset="+num(sysStart*sector), raw, num(sysSectors/2)+"k")
-		bootLoaders(t, raw, dir)
+		bootLoaders(t, raw, root, dir)
 		program(t, "qemu-img", "convert", "-f", "raw", "-O", "qcow2", raw, out)
 	})
 }
@@ -127,7 +128,7 @@ func debianRoot(t testing.TB, root string) {
 	t.Helper()
 	t.Setenv("http_proxy", sandbox.Proxy(t))
 	args := []string{"mmdebstrap", "--variant=minbase", "--quiet", `--aptopt=APT::Install-Recommends "false"`, `--aptopt=APT::Sandbox::User "root"`,
-		"--include=systemd-sysv,udev,iproute2,linux-image-amd64,initramfs-tools,lz4"}
+		"--include=systemd-sysv,udev,dbus,iproute2,linux-image-amd64,initramfs-tools,lz4,qemu-guest-agent,cloud-init,shim-signed,grub-efi-amd64-signed"}
 	for _, o := range apt.Options(t.Context()) {
 		args = append(args, "--aptopt="+o)
 	}
@@ -152,21 +153,23 @@ func debianRoot(t testing.TB, root string) {
 }
 
 // bootLoaders puts GRUB on the disk and writes the partition table.
-func bootLoaders(t testing.TB, raw, dir string) {
+func bootLoaders(t testing.TB, raw, root, dir string) {
 	t.Helper()
 	early := filepath.Join(dir, "early.cfg")
 	write(t, early, "search --label --set=root system\nset prefix=($root)/boot/grub\nconfigfile $prefix/grub.cfg\n")
-	image := func(format, out string, modules ...string) string {
-		out = filepath.Join(dir, out)
-		program(t, "grub-mkimage", append([]string{"-O", format, "-o", out, "-c", early, "-p", "/boot/grub",
-			"part_msdos", "ext2", "search", "search_label", "normal", "configfile", "linux", "serial", "terminal", "all_video", "echo"}, modules...)...)
-		return out
-	}
-	core, efi := image("i386-pc", "core.img", "biosdisk"), image("x86_64-efi", "boot.efi", "fat")
+	core := filepath.Join(dir, "core.img")
+	program(t, "grub-mkimage", "-O", "i386-pc", "-o", core, "-c", early, "-p", "/boot/grub",
+		"part_msdos", "ext2", "search", "search_label", "normal", "configfile", "linux", "serial", "terminal", "all_video", "echo", "biosdisk")
 	esp := raw + "@@" + num(espStart*sector)
 	program(t, "mformat", "-i", esp, "-T", num(espSectors), "-h", "64", "-s", "32", "::")
-	program(t, "mmd", "-i", esp, "::/EFI", "::/EFI/BOOT")
-	program(t, "mcopy", "-i", esp, efi, "::/EFI/BOOT/BOOTX64.EFI")
+	program(t, "mmd", "-i", esp, "::/EFI", "::/EFI/BOOT", "::/EFI/debian")
+	for from, to := range map[string]string{
+		filepath.Join(root, "usr/lib/shim/shimx64.efi.signed"):                   "::/EFI/BOOT/BOOTX64.EFI",
+		filepath.Join(root, "usr/lib/grub/x86_64-efi-signed/grubx64.efi.signed"): "::/EFI/BOOT/grubx64.efi",
+		early: "::/EFI/debian/grub.cfg", // where that GRUB looks
+	} {
+		program(t, "mcopy", "-i", esp, from, to)
+	}
 	first, err := os.ReadFile("/usr/lib/grub/i386-pc/boot.img")
 	if err != nil {
 		t.Fatal(err)

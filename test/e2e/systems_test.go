@@ -1,12 +1,14 @@
 package e2e
 
 import (
+	"encoding/json"
 	"fmt"
 	"image"
 	"image/png"
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -80,15 +82,21 @@ func long(t testing.TB) {
 }
 
 // TestDebianFromItsOwnDisk boots an installed system by its own boot loader,
-// with either firmware; it gets the addresses that are its own.
+// with all kinds of firmware; it gets the addresses that are its own. Its agent,
+// which is QEMU's, does what Lodge's does elsewhere, and its cloud-init finds a
+// seed where there is one.
 func TestDebianFromItsOwnDisk(t *testing.T) {
 	long(t)
 	s := newServer(t)
 	s.lodge("image", "import", debianDisk(t), "bare/12")
-	if im := list[api.Image](s, "image", "ls"); len(im) != 1 || im[0].Disk != "qcow2" || im[0].DiskBytes != (sysStart+sysSectors)*sector {
+	if im := list[api.Image](s, "image", "ls"); len(im) != 1 || im[0].Disk != "qcow2" || im[0].DiskBytes != (sysStart+sysSectors)*sector || im[0].Architecture != "amd64" {
 		t.Errorf("image: %+v", im)
 	}
-	for _, firmware := range []string{"bios", "uefi"} {
+	for firmware, check := range map[string]func(s *server, guest string){
+		"bios":        (*server).theirAgent,
+		"uefi":        func(*server, string) {},
+		"uefi-secure": (*server).booted,
+	} {
 		t.Run(firmware, func(t *testing.T) {
 			s := s.in(t)
 			name := "bare-" + firmware
@@ -99,9 +107,108 @@ func TestDebianFromItsOwnDisk(t *testing.T) {
 					t.Errorf("it does not have its address %s", a)
 				}
 			}
-			t.Logf("its console:\n%s", log)
-			s.lodge("stop", "--force", name)
+			inTime(t, "its agent answers", func() error {
+				if g := s.guest(name); !g.Ready || !strings.HasPrefix(g.Agent, "QEMU guest agent") || g.Problem != nil {
+					return fmt.Errorf("ready %v, agent %q, problem %+v", g.Ready, g.Agent, g.Problem)
+				}
+				return nil
+			})
+			check(s, name)
+			s.lodge("stop", name, "--timeout", "300")
 		})
+	}
+	t.Run("seed", func(t *testing.T) { s.in(t).seeded() })
+}
+
+// theirAgent does with a guest what only its agent can.
+func (s *server) theirAgent(guest string) {
+	s.t.Helper()
+	if out := s.lodge("exec", guest, "--", "sh", "-c", "hostname; pwd; id -u"); out != "bare\n/root\n0\n" {
+		s.t.Errorf("exec said %q", out)
+	}
+	if r := s.try("exec", guest, "--", "sh", "-c", "echo no >&2; exit 7"); r.code != 7 || r.err != "no\n" {
+		s.t.Errorf("%+v", r)
+	}
+	s.refused(1, []string{"no terminals", "lodge console"}, "exec", "-t", guest, "--", "sh")
+	dir := s.t.TempDir()
+	write(s.t, filepath.Join(dir, "tree/f"), strings.Repeat("content ", 50_000))
+	s.lodge("cp", filepath.Join(dir, "tree"), guest+":/srv/")
+	s.lodge("cp", guest+":/srv/tree", filepath.Join(dir, "back"))
+	program(s.t, "diff", "-r", filepath.Join(dir, "tree"), filepath.Join(dir, "back"))
+	s.lodge("snapshot", "create", guest, "rest")
+	if all := list[api.Snapshot](s, "snapshot", "ls", guest); len(all) != 1 || all[0].Rest != "quiesced" {
+		s.t.Errorf("snapshots: %+v", all)
+	}
+	s.lodge("exec", guest, "--", "sh", "-c", "echo thawed >/root/f; sync")
+	s.lodge("exec", guest, "--", "ip", "addr", "add", "10.99.0.7/24", "dev", strings.TrimSpace(s.lodge("exec", guest, "--", "sh", "-c", "ls /sys/class/net | grep -v lo")))
+	inTime(s.t, "an address of its own making is shown", func() error {
+		if g := s.guest(guest); !slices.Contains(g.Addresses, "10.99.0.7") {
+			return fmt.Errorf("its addresses are %v", g.Addresses)
+		}
+		return nil
+	})
+}
+
+// booted checks that a guest's firmware let nothing start that was not signed.
+func (s *server) booted(guest string) {
+	s.t.Helper()
+	out := s.lodge("exec", guest, "--", "sh", "-c", "od -An -tu1 -j4 /sys/firmware/efi/efivars/SecureBoot-*; dmesg | grep -i 'secure boot enabled'")
+	if !strings.HasPrefix(strings.TrimSpace(out), "1\n") {
+		s.t.Errorf("Secure Boot: %q", out)
+	}
+}
+
+// seeded boots a disk with what cloud-init is to do there.
+func (s *server) seeded() {
+	s.t.Helper()
+	data := filepath.Join(s.t.TempDir(), "user-data")
+	write(s.t, data, "#cloud-config\nwrite_files:\n- path: /root/seeded\n  content: it was\n")
+	s.lodge("launch", "bare/12", "cloudy", "--model", "vm", "--memory", "512MiB", "--cloud-init", data)
+	inTime(s.t, "cloud-init is done", func() error {
+		r := s.try("exec", "cloudy", "--", "sh", "-c", "cloud-init status; hostname; cat /root/seeded; ip -br addr show scope global")
+		if !strings.Contains(r.out, "status: done") {
+			return fmt.Errorf("%+v", r)
+		}
+		for _, want := range append(s.guest("cloudy").Addresses, "\ncloudy\n", "it was") {
+			if !strings.Contains(r.out, want) {
+				s.t.Errorf("there is no %q in %q", want, r.out)
+			}
+		}
+		return nil
+	})
+	s.lodge("stop", "--force", "cloudy")
+}
+
+// TestSecureBoot: what nobody has signed does not boot, and it is said why.
+func TestSecureBoot(t *testing.T) {
+	long(t)
+	need(t, "/usr/share/OVMF/OVMF_VARS_4M.ms.fd")
+	s := newServer(t)
+	s.lodge("image", "import", grubDisc(t, "echo it boots\nsleep 600", "/etc/hostname"), "unsigned")
+	s.lodge("launch", "unsigned", "u", "--model", "vm", "--firmware", "uefi-secure", "--network", "none", "--memory", "256MiB", "--disk", "64MiB")
+	s.stuck("u", "Secure Boot", "Access Denied")
+	s.lodge("stop", "--force", "u")
+}
+
+// stuck waits until it is said why a guest does not boot, with what its console
+// shows of it.
+func (s *server) stuck(guest, why, last string) {
+	s.t.Helper()
+	inTime(s.t, guest+" is said not to boot", func() error {
+		var g api.Guest
+		if err := json.Unmarshal([]byte(s.lodge("show", guest, "-o", "json")), &g); err != nil {
+			s.t.Fatal(err)
+		}
+		if g.Problem == nil || g.Problem.Code != "not-booted" || !strings.Contains(g.Problem.Message, why) || !strings.Contains(g.Last, last) {
+			return fmt.Errorf("problem %+v, last %q", g.Problem, g.Last)
+		}
+		return nil
+	})
+	if out := s.lodge("ls"); !strings.Contains(out, "running (not-booted)") {
+		s.t.Errorf("ls: %s", out)
+	}
+	if out := s.lodge("explain", guest); !strings.Contains(out, why) {
+		s.t.Errorf("explain: %s", out)
 	}
 }
 
@@ -193,15 +300,16 @@ func TestDisksThatDoNotBoot(t *testing.T) {
 	s := newServer(t)
 	s.lodge("image", "import", grubDisc(t, "linux /boot/kernel", broken), "corrupt")
 	s.lodge("image", "import", grubDisc(t, "echo -n the disc waits for a key\nread key\necho it has $key\nsleep 600", "/etc/hostname"), "waits")
-	for _, c := range []struct{ image, says, keys, then string }{
-		{"empty", "No bootable device.", "", ""},
-		{"corrupt", "invalid magic number", "", ""},
-		{"waits", "the disc waits for a key", "a b ret", "it has a"}, // a BIOS may keep the last letter to itself
+	for _, c := range []struct{ image, says, why, keys, then string }{
+		{"empty", "No bootable device.", "found nothing to boot", "", ""},
+		{"corrupt", "invalid magic number", "waits", "", ""},
+		{"waits", "the disc waits for a key", "the disc waits for a key", "a b ret", "it has a"}, // a BIOS may keep the last letter to itself
 	} {
 		t.Run(c.image, func(t *testing.T) {
 			s := s.in(t)
 			s.lodge("launch", c.image, "g", "--model", "vm", "--network", "none", "--memory", "64MiB", "--disk", "64MiB")
 			s.says("g", c.says)
+			s.stuck("g", c.why, c.says)
 			if c.keys != "" {
 				s.lodge(append([]string{"sendkey", "g"}, strings.Fields(c.keys)...)...)
 				s.says("g", c.then)
