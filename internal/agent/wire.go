@@ -27,6 +27,7 @@ const (
 	KindExit    Kind = 'x' // status of the program
 	KindSlot    Kind = 'm' // number of a slot of the mailbox, and bytes that it holds
 	KindFree    Kind = 'f' // number of a slot that was emptied
+	KindPages   Kind = 'p' // numbers of pages of the guest's memory that it does not use; without any: the host has taken those
 )
 
 // Bounds of what the ends take from each other.
@@ -134,6 +135,7 @@ const (
 	OpClock    Op = "clock"    // Time
 	OpPassword Op = "password" // User, Hash
 	OpSeed     Op = "seed"     // Entropy
+	OpHold     Op = "hold"     // Bytes of memory to keep from the guest's programs; pages that the host may take, then the result with Bytes
 )
 
 // Request is what the host asks.
@@ -148,6 +150,7 @@ type Request struct {
 	User    string  `json:"user,omitempty"`
 	Hash    string  `json:"hash,omitempty"`    // as in /etc/shadow
 	Entropy string  `json:"entropy,omitempty"` // hexadecimal digits
+	Bytes   uint64  `json:"bytes,omitempty"`
 }
 
 // Exec is a program to run, with the meaning of session.Request.

@@ -39,6 +39,7 @@ func everything(t testing.TB, l *Link, ctx context.Context) map[string]error {
 	_, out["freeze"] = l.Freeze(ctx, time.Second)
 	out["renew"] = l.Renew(ctx, agent.Config{})
 	_, out["trim"] = l.Trim(ctx)
+	_, out["hold"] = l.Hold(ctx, 1<<20, func([]uint32) error { return nil })
 	out["password"] = l.SetPassword(ctx, "root", "x")
 	out["ready"] = l.Await(ctx)
 	return out

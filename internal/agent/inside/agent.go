@@ -37,6 +37,7 @@ type Agent struct {
 
 	state   states
 	freezer freezer
+	balloon balloon
 }
 
 // New makes an agent for the guest that c describes.
@@ -164,6 +165,9 @@ func (a *Agent) answer(st *yamux.Stream) {
 		s.result(agent.Result{}, a.unpack(s, r))
 	case agent.OpFreeze:
 		a.freeze(s, r)
+	case agent.OpHold:
+		held, err := a.balloon.hold(s, r.Bytes)
+		s.result(agent.Result{Bytes: held}, err)
 	default:
 		out, err := a.simple(r)
 		s.result(out, err)
