@@ -22,6 +22,7 @@ build: programs ## build bin/lodge and bin/lodged
 programs:
 	@scripts/deps.sh build
 	@internal/launch/helper/build.sh $(EMBEDDED)/lodge-launch
+	@internal/engine/uml/door/build.sh $(EMBEDDED)/lodge-door.so
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-keeper ./cmd/lodge-keeper
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-agent ./cmd/lodge-agent
 

@@ -23,6 +23,7 @@ const (
 	keeperProgram = "lodge-keeper"
 	launchProgram = "lodge-launch"
 	agentProgram  = "lodge-agent"
+	doorLibrary   = "lodge-door.so"
 )
 
 // unpack puts the embedded programs into dir, where only root can change them,
@@ -31,7 +32,7 @@ func unpack(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for _, name := range []string{keeperProgram, launchProgram, agentProgram} {
+	for _, name := range []string{keeperProgram, launchProgram, agentProgram, doorLibrary} {
 		want, err := fs.ReadFile(embedded, "embedded/"+name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("this lodged was built without %s: build it with make", name)

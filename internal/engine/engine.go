@@ -232,6 +232,8 @@ type Info struct {
 	Overhead uint64
 	// Pin says that a guest with one processor is to run on one of the host's.
 	Pin bool
+	// Single says that guests have one processor, however many they are given.
+	Single bool
 
 	Machines  []MachineKind // that a person may choose; the first is the engine's own choice
 	CPUModels []string      // that a person may choose, the engine's own choice first

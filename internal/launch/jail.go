@@ -44,6 +44,7 @@ type Jail struct {
 	Tmp     uint64   // bytes that the memory file system at /tmp may hold; 0: there is none
 	Proc    bool     // /proc, of which it sees its own processes and nothing else
 	Devices []string // of "null", "zero", "urandom", "random", "kvm", below /dev
+	Nulls   []string // absolute paths of devices like /dev/null
 	Files   []File   // what the program finds at descriptors 3, 4, ... in this order
 	Limits  Limits
 	Filter  []byte // seccomp program, or nil
@@ -106,7 +107,7 @@ func (j Jail) check() error {
 		return bad("argv", "a jailed program needs the full path of what to run")
 	}
 	for _, b := range j.Binds {
-		if !path.IsAbs(b.Inside) || path.Clean(b.Inside) != b.Inside || b.Inside == "/" {
+		if !placeIn(b.Inside) {
 			return bad("binds", "%q cannot be a place in a jail", b.Inside)
 		}
 		if b.Host == "" {
@@ -118,6 +119,11 @@ func (j Jail) check() error {
 			return bad("devices", "%q is no device of jails", d)
 		}
 	}
+	for _, at := range j.Nulls {
+		if !placeIn(at) {
+			return bad("nulls", "%q cannot be a place in a jail", at)
+		}
+	}
 	for _, c := range j.CPUs {
 		if c < 0 || c >= cpusMax {
 			return bad("cpus", "there is no processor %d", c)
@@ -125,6 +131,9 @@ func (j Jail) check() error {
 	}
 	return nil
 }
+
+// placeIn reports whether something can be at a path in a jail.
+func placeIn(at string) bool { return path.IsAbs(at) && path.Clean(at) == at && at != "/" }
 
 // first is the descriptor of the first of Jail.Files.
 const first = 3
@@ -280,16 +289,22 @@ func (b *jail) furnish() {
 		b.hang("/proc", b.Create("proc", fs, unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC), made)
 	}
 	for _, name := range b.j.Devices {
-		d := jailDevices()[name]
-		b.folders("/dev", made)
-		b.Do("device "+name, unix.SYS_MKNODAT, b.root, b.Text("dev/"+name), plan.Imm(unix.S_IFCHR|0o666),
-			plan.Imm(int64(unix.Mkdev(d.major, d.minor))))
+		b.device("/dev/"+name, jailDevices()[name], made)
+	}
+	for _, at := range b.j.Nulls {
+		b.device(at, jailDevices()["null"], made)
 	}
 	b.Attributes("protect the root", b.root, unix.MOUNT_ATTR_RDONLY, nil)
 	b.Do("enter the root", unix.SYS_FCHDIR, b.root)
 	b.Do("change the root", unix.SYS_PIVOT_ROOT, b.Text("."), b.Text("."))
 	b.Do("let go of the host", unix.SYS_UMOUNT2, b.Text("."), plan.Imm(unix.MNT_DETACH))
 	b.Do("enter /", unix.SYS_CHDIR, b.Text("/"))
+}
+
+// device makes one of the host's devices in the jail.
+func (b *jail) device(at string, d device, made map[string]bool) {
+	b.folders(path.Dir(at), made)
+	b.Do("device "+at, unix.SYS_MKNODAT, b.root, b.Text(at[1:]), plan.Imm(unix.S_IFCHR|0o666), plan.Imm(int64(unix.Mkdev(d.major, d.minor))))
 }
 
 // folders makes a folder of the jail and those above it, unless made tells

@@ -148,7 +148,7 @@ func (r *Reconciler) pin(g guest.Guest, info engine.Info) []int {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.pins, g.ID)
-	if !info.Pin || !g.Spec.Single() {
+	if !info.Pin || !info.Single && !g.Spec.Single() {
 		return nil
 	}
 	others := make([]int, 0, len(r.pins))

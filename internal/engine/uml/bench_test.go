@@ -19,6 +19,7 @@ import (
 
 	"lodge/internal/base/session"
 	"lodge/internal/engine"
+	"lodge/internal/launch"
 	"lodge/internal/model/guest"
 )
 
@@ -90,13 +91,7 @@ func BenchmarkInside(b *testing.B) {
 	p.NICs = []engine.NIC{r.nic(b, 1)}
 	m := r.boot(b, g, p)
 	defer r.end(b, m)
-	inside := filepath.Join(r.dir, "inside")
-	if out, err := exec.Command("gcc", "-O2", "-static", "-o", inside, "../../../test/bench/inside/inside.c").CombinedOutput(); err != nil {
-		b.Skipf("%v: %s: scripts/deps.sh build", err, out)
-	}
-	program, err := os.ReadFile(inside)
-	must(b, err)
-	put(b, m, "inside", program)
+	putInside(b, r, m)
 	for b.Loop() {
 		for line := range strings.Lines(said(b, m, "/root/inside", "calls")) {
 			f := strings.Fields(line)
@@ -111,7 +106,64 @@ func BenchmarkInside(b *testing.B) {
 		began = time.Now()
 		must(b, m.Pack(context.Background(), "/root/large", io.Discard))
 		b.ReportMetric(float64(len(large))/1e6/time.Since(began).Seconds(), "out-MB/s")
-		streams(b, m, p.NICs[0].Gateway4.String())
+		up, down := streams(b, m, p.NICs[0].Gateway4.String(), 3)
+		b.ReportMetric(up, "to-host-Gbit/s")
+		b.ReportMetric(down, "to-guest-Gbit/s")
+	}
+}
+
+// putInside gives a guest the program that measures within it.
+func putInside(b *testing.B, r *rig, m *Machine) {
+	b.Helper()
+	inside := filepath.Join(r.dir, "inside")
+	if out, err := exec.Command("gcc", "-O2", "-static", "-o", inside, "../../../test/bench/inside/inside.c").CombinedOutput(); err != nil {
+		b.Skipf("%v: %s: scripts/deps.sh build", err, out)
+	}
+	program, err := os.ReadFile(inside)
+	must(b, err)
+	put(b, m, "inside", program)
+}
+
+// BenchmarkNetwork measures a TCP stream each way over the ways that a jailed
+// kernel can have a network card by, one after the other in each round.
+func BenchmarkNetwork(b *testing.B) {
+	r := newRig(b)
+	ways := []struct {
+		name, options string // %d is the card's descriptor
+		header        bool
+	}{
+		{"fd", "transport=fd,fd=%d,vec=0", false},
+		{"tap", "transport=tap,ifname=fd%d", true},
+		{"tap-gro", "transport=tap,ifname=fd%d,gro=1", true},
+	}
+	var up, down [3]float64
+	for b.Loop() {
+		for i, w := range ways {
+			g, p := r.guest(b, guest.Spec{Memory: 128 << 20})
+			p.NICs = []engine.NIC{r.nic(b, 1)}
+			j, err := r.engine.jail(g, p)
+			must(b, err)
+			at := slices.IndexFunc(j.Argv, func(a string) bool { return strings.HasPrefix(a, "vec0:") })
+			j.Argv[at] = fmt.Sprintf("vec0:"+w.options+",mac=%s", j.Descriptor(firstCard), p.NICs[0].MAC)
+			card := j.Files[firstCard].(launch.Tap)
+			card.Header = w.header
+			j.Files[firstCard] = card
+			prog, err := j.Program()
+			must(b, err)
+			h, err := r.keeper.Start(context.Background(), g.ID, prog)
+			must(b, err)
+			c, err := r.engine.Connect(context.Background(), g, p, h)
+			must(b, err)
+			m := c.(*Machine)
+			putInside(b, r, m)
+			u, d := streams(b, m, p.NICs[0].Gateway4.String(), 2)
+			up[i], down[i] = max(up[i], u), max(down[i], d)
+			r.end(b, m)
+		}
+	}
+	for i, w := range ways {
+		b.ReportMetric(up[i], w.name+"-to-host-Gbit/s")
+		b.ReportMetric(down[i], w.name+"-to-guest-Gbit/s")
 	}
 }
 
@@ -127,16 +179,16 @@ func put(b testing.TB, m *Machine, name string, content []byte) {
 	must(b, m.Unpack(context.Background(), "/root", &t))
 }
 
-// streams measures one TCP stream each way, three times, and reports the best.
-func streams(b *testing.B, m *Machine, to string) {
+// streams measures one TCP stream each way, so many times, and returns the best
+// in Gbit/s.
+func streams(b *testing.B, m *Machine, to string, rounds int) (up, down float64) {
 	l, err := net.Listen("tcp4", to+":0")
 	must(b, err)
 	defer l.Close()
 	taken := make(chan float64, 1)
 	go serve(l, taken)
 	port := strconv.Itoa(l.Addr().(*net.TCPAddr).Port)
-	var up, down float64
-	for range 3 {
+	for range rounds {
 		said(b, m, "/root/inside", "send", to, port, "2")
 		up = max(up, <-taken)
 		var n, ns float64
@@ -144,8 +196,7 @@ func streams(b *testing.B, m *Machine, to string) {
 		must(b, err)
 		down = max(down, n*8/ns)
 	}
-	b.ReportMetric(up, "to-host-Gbit/s")
-	b.ReportMetric(down, "to-guest-Gbit/s")
+	return up, down
 }
 
 // serve sends bytes to who asks for them, and counts those of others.

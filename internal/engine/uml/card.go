@@ -56,7 +56,7 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 	}
 	i := m.behind("")
 	if i < 0 {
-		return m.refuse(errs.Conflict, "plug", fmt.Sprintf("a paravirtual guest can be given %d network cards while it runs", spares), "restart it")
+		return m.refuse(errs.Conflict, "plug", fmt.Sprintf("a paravirtual guest can have %d network cards that came while it ran", spares), "take one away, or restart it")
 	}
 	if err := m.open(i, n); err != nil {
 		return fmt.Errorf("network card %s: %w", n.Name, err)
@@ -99,12 +99,12 @@ func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
 }
 
 // behind returns the number of the spare door with this device behind it, or
-// -1; "" is a door that was never used.
+// -1; "" is a door with none, not yet or not any more.
 func (m *Machine) behind(device string) int {
 	for i, fd := range doors() {
 		f, err := launch.Take(m.held, fd)
 		if err != nil {
-			continue // the kernel closed it after use
+			continue // the kernel closed it, for whatever reason
 		}
 		name := ""
 		err = control(f, func(fd int) (err error) {
@@ -119,7 +119,7 @@ func (m *Machine) behind(device string) int {
 	return -1
 }
 
-// tapName is the device behind an open door, "" if there is none yet.
+// tapName is the device behind an open door, "" if there is none.
 func tapName(fd int) (string, error) {
 	r, err := unix.NewIfreq("")
 	if err != nil {
@@ -148,7 +148,7 @@ func (m *Machine) open(i int, n engine.NIC) error {
 	if err != nil {
 		return err
 	}
-	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI)
+	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
 	err = control(f, func(fd int) error {
 		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
 			return err

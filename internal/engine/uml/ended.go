@@ -12,7 +12,7 @@ import (
 // same way whatever became of the guest.
 func (e *Engine) Ended(_ guest.Guest, parts engine.Parts, x keeper.Exit) (is keeper.Exit, last string) {
 	if x.Unknown || x.Signal == syscall.SIGKILL {
-		return x, "" // nothing in the guest can end it so
+		return x, engine.LastLines(parts) // nothing in the guest can end it so
 	}
 	is, last, _ = engine.LastWords(parts, x)
 	return is, last

@@ -56,11 +56,12 @@ func (f fact) list(k engine.Kernel) []engine.Fact {
 	if f.seccomp {
 		mode = "seccomp: fast; the jail keeps guests apart, but a program inside one can get at its guest's own kernel"
 	}
-	processors := "one for each guest: this kernel knows no more"
+	processors := "one for each guest: this kernel was built without CONFIG_SMP (lodge kernel build um/lodge makes one with it)"
 	if f.smp {
 		processors = "as many as a guest is given"
 	}
 	return []engine.Fact{{Name: "kernel", Value: strings.TrimSpace(k.Name + " " + f.version)}, {Name: "mode", Value: mode}, {Name: "processors", Value: processors},
+		{Name: "memory", Value: "less while a guest runs, and back up to what it was started with: its kernel learns of memory only as it boots"},
 		{Name: "without", Value: "RAID 6 inside guests"}}
 }
 

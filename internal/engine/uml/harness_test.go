@@ -70,6 +70,10 @@ func newRig(t testing.TB) *rig {
 	if out, err := exec.Command("../../launch/helper/build.sh", helper).CombinedOutput(); err != nil {
 		t.Skipf("the launch helper cannot be built here: %v: %s", err, out)
 	}
+	door := filepath.Join(dir, "lodge-door.so")
+	if out, err := exec.Command("door/build.sh", door).CombinedOutput(); err != nil {
+		t.Skipf("the library for network cards cannot be built here: %v: %s", err, out)
+	}
 	layout, err := cgroup.Detect()
 	if err != nil {
 		t.Skip(err)
@@ -84,7 +88,7 @@ func newRig(t testing.TB) *rig {
 	busyboxImage(t, r.base)
 	r.kernel = kernelFor(t, dir)
 	r.keeper, r.kill = enginetest.Keeper(t)
-	r.engine = New(Options{Launch: helper, Tree: r.tree, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
+	r.engine = New(Options{Launch: helper, Door: door, Tree: r.tree, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
 		Kernel: func(context.Context) (engine.Kernel, error) { return r.kernel, nil }})
 	return r
 }
@@ -187,6 +191,11 @@ func (r *rig) nic(t testing.TB, n int) engine.NIC {
 				t.Fatalf("%s: %v: %s", c, err, out)
 			}
 		}
+		r.t.Cleanup(func() {
+			if out, err := exec.Command("ip", "link", "del", "br0").CombinedOutput(); err != nil {
+				t.Errorf("%v: %s", err, out)
+			}
+		})
 	})
 	return engine.NIC{Name: "eth0", MAC: fmt.Sprintf("02:00:00:00:00:%02x", n), Device: fmt.Sprintf("lgt%dn0", n), Master: "br0", MTU: 1400,
 		IPv4: netip.MustParsePrefix(fmt.Sprintf("10.67.1.%d/16", n)), Gateway4: netip.MustParseAddr("10.67.0.1")}

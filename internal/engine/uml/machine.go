@@ -3,7 +3,6 @@ package uml
 import (
 	"context"
 	"errors"
-	"fmt"
 	"io"
 	"time"
 
@@ -102,21 +101,6 @@ func (m *Machine) Kill(context.Context) error {
 
 // Close lets go of the guest, which runs on. Its line is kept for the next.
 func (m *Machine) Close() error { return nil }
-
-// Resize changes the guest's limits while it runs. How much memory its kernel
-// has is settled at the start.
-func (m *Machine) Resize(_ context.Context, spec guest.Spec) error {
-	wanted := memoryOf(spec)
-	spec.Memory = m.line.memory
-	if err := m.e.o.Tree.Set(m.parts.Cgroup, engine.Info{Overhead: overhead}.Limits(spec, m.parts.Root.Disk)); err != nil {
-		return fmt.Errorf("limits of %s: %w", m.g.Name, err)
-	}
-	if wanted != m.line.memory {
-		return &errs.Error{Op: "uml.resize", Kind: errs.Unsupported, Ref: m.g.Key().String(), Field: "memory",
-			Msg: "the memory of a paravirtual guest cannot change while it runs", Hint: "it has the new size from its next start on: lodge restart " + m.g.Name}
-	}
-	return nil
-}
 
 // Exec runs a program inside the guest.
 func (m *Machine) Exec(ctx context.Context, r session.Request) (session.Session, error) {

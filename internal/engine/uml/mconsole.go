@@ -29,9 +29,9 @@ const (
 // replyMost bounds what a guest may answer: a list of tasks with their stacks.
 const replyMost = 1 << 20
 
-// patience is how long the kernel may take to answer: it does so in an
-// interrupt.
-const patience = 5 * time.Second
+// patience is how long the kernel may take to answer. It does so in an
+// interrupt, once the host lets it run.
+const patience = 15 * time.Second
 
 // manage sends a command to the kernel's management console and returns what it
 // answers. The kernel may lie; it cannot make the host wait or read for ever.

@@ -18,7 +18,7 @@ func (m *Machine) Usage(context.Context) (guest.Usage, error) {
 		return guest.Usage{}, fmt.Errorf("usage of %s: %w", m.g.Name, err)
 	}
 	u := guest.Usage{
-		CPUSeconds: c.CPUSeconds, Throttled: c.Throttled, Memory: c.Memory, MemoryCache: c.Cache, MemoryLimit: m.line.memory,
+		CPUSeconds: c.CPUSeconds, Throttled: c.Throttled, Memory: c.Memory, MemoryCache: c.Cache, MemoryLimit: min(memoryOf(m.g.Spec), m.line.memory),
 		Swap: c.Swap, Processes: c.Processes, ReadBytes: c.ReadBytes, WriteBytes: c.WriteBytes, OOMKills: c.OOMKills,
 	}
 	text, err := os.ReadFile("/proc/net/dev")

@@ -42,7 +42,7 @@ func TestGolden(t *testing.T) {
 		t.Skip("the golden file is of amd64")
 	}
 	g, parts := example()
-	e := New(Options{Launch: "/launch", Tree: &cgroup.Tree{}})
+	e := New(Options{Launch: "/launch", Door: "/door", Tree: &cgroup.Tree{}})
 	j, err := e.jail(g, parts)
 	must(t, err)
 	p, err := j.Program()
@@ -62,7 +62,7 @@ func TestGolden(t *testing.T) {
 }
 
 func TestRefused(t *testing.T) {
-	e := New(Options{Launch: "/launch", Tree: &cgroup.Tree{}})
+	e := New(Options{Launch: "/launch", Door: "/door", Tree: &cgroup.Tree{}})
 	for want, change := range map[string]func(p *engine.Parts){
 		"cannot boot a disk of its own": func(p *engine.Parts) { p.Root.Own = &engine.Disk{} },
 		"no user ids":                   func(p *engine.Parts) { p.IDBase = 0 },
@@ -186,7 +186,7 @@ func TestTraffic(t *testing.T) {
 
 func TestDescriptors(t *testing.T) {
 	g, parts := example()
-	e := New(Options{Launch: "/launch", Tree: &cgroup.Tree{}})
+	e := New(Options{Launch: "/launch", Door: "/door", Tree: &cgroup.Tree{}})
 	j, err := e.jail(g, parts)
 	must(t, err)
 	for i, fd := range doors() {

@@ -28,6 +28,7 @@ import (
 // Options is what the engine needs of its host.
 type Options struct {
 	Launch string       // path of the launch helper; root's own, not writable by others
+	Door   string       // path of the library that hands network cards to kernels, built of door/door.c; likewise
 	Tree   *cgroup.Tree // the groups that engine.Parts.Cgroup names
 	// Kernel returns the kernel that a guest which wants none by name would
 	// boot, or errs.NotFound with a hint.
@@ -90,7 +91,7 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 		return i, err
 	}
 	f := e.facts.about(ctx, e, k)
-	i.Version, i.Missing, i.Hint, i.Facts = "Linux "+f.version, f.missing, f.hint, f.list(k)
+	i.Version, i.Missing, i.Hint, i.Facts, i.Single = "Linux "+f.version, f.missing, f.hint, f.list(k), !f.smp
 	return i, nil
 }
 
@@ -117,6 +118,9 @@ func (e *Engine) missing() (what, hint string) {
 	}
 	if _, err := os.Stat(e.o.Launch); err != nil {
 		return "the helper program " + e.o.Launch + " is missing", "install lodged again"
+	}
+	if _, err := os.Stat(e.o.Door); err != nil {
+		return "the helper library " + e.o.Door + " is missing", "install lodged again"
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return "the kernel has no tap devices (/dev/net/tun)", "modprobe tun"
