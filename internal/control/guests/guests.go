@@ -82,6 +82,7 @@ type Reconciler struct {
 	mu       sync.Mutex
 	attached map[string]attachment
 	stops    map[string]stopping // clean stops under way
+	crowd    crowd               // who boots, and who waits for that
 	pins     map[string]int      // processors that guests are pinned to, from just before they start until they end
 	claimed  map[string]bool     // guests that somebody works on
 	down     bool                // the host is going down: everything stops, no spec changes
@@ -103,7 +104,7 @@ type attachment struct {
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, pins: map[string]int{}, claimed: map[string]bool{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, crowd: crowd{boots: map[string]time.Time{}, waits: map[string]time.Time{}}, pins: map[string]int{}, claimed: map[string]bool{}}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err

@@ -30,7 +30,7 @@ func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (tim
 		_, err := r.attach(ctx, g)
 		return 0, err
 	case guest.Start:
-		return 0, r.start(ctx, g)
+		return r.start(ctx, g)
 	case guest.Freeze, guest.Thaw:
 		return 0, r.freeze(ctx, g, s == guest.Freeze)
 	case guest.Stop:
@@ -55,9 +55,24 @@ func (r *Reconciler) engine(ctx context.Context, g guest.Guest) (engine.Engine, 
 	return r.Engines.Pick(ctx, model, name)
 }
 
-// start runs the guest. One that was started by a daemon that died before it
-// could say so is found and counts as started.
-func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
+// start runs the guest, unless others have to boot first. One that was started
+// by a daemon that died before it could say so is found and counts as started.
+func (r *Reconciler) start(ctx context.Context, g guest.Guest) (time.Duration, error) {
+	e, info, err := r.engine(ctx, g)
+	if err != nil {
+		return 0, err
+	}
+	if wait := r.crowded(g, info); wait > 0 {
+		return wait, nil
+	}
+	err = r.boot(ctx, g, e, info)
+	if err != nil {
+		r.notBooting(g)
+	}
+	return 0, err
+}
+
+func (r *Reconciler) boot(ctx context.Context, g guest.Guest, e engine.Engine, info engine.Info) error {
 	if err := r.renew(ctx, g); err != nil {
 		return err
 	}
@@ -68,10 +83,6 @@ func (r *Reconciler) start(ctx context.Context, g guest.Guest) error {
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{parts, g.Generation, true}
 	r.mu.Unlock()
-	e, info, err := r.engine(ctx, g)
-	if err != nil {
-		return err
-	}
 	parts.CPUSet = r.pin(g, info)
 	if info.Form != guest.Tree {
 		if err := r.sweepDisks(g, guest.Devices{}); err != nil {
