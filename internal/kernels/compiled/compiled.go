@@ -1,12 +1,12 @@
 // Package compiled is the source of a kernel that Lodge compiles itself from
-// the source that Debian packages, configured for guests of one processor and
-// for nothing else.
+// the source that Debian packages, configured for guests and for nothing else,
+// with as many processors as they are given.
 package compiled
 
 import (
 	"bytes"
 	"context"
-	_ "embed"
+	"embed"
 	"errors"
 	"fmt"
 	"io/fs"
@@ -39,6 +39,14 @@ const (
 //go:embed fragment.config
 var fragment []byte
 
+// What a kernel with several processors needs that its source lacks.
+//
+//go:embed patches
+var patches embed.FS
+
+// single is for a source that the patches do not fit.
+const single = "# CONFIG_SMP is not set\n"
+
 // Source compiles a kernel.
 type Source struct {
 	cache string
@@ -68,7 +76,7 @@ func (s *Source) Check(wanted string) error {
 	}
 	err := tool.Need(op, map[string]string{
 		"gcc": "gcc", "make": "make", "flex": "flex", "bison": "bison", "bc": "bc", "xz": "xz-utils", "tar": "tar", "strip": "binutils",
-		"perl": "perl", "apt-get": "apt", "dpkg-deb": "dpkg",
+		"perl": "perl", "patch": "patch", "apt-get": "apt", "dpkg-deb": "dpkg",
 	})
 	if err != nil {
 		return err
@@ -211,11 +219,56 @@ func (s *Source) source(ctx context.Context, work string, told kernels.Told) (di
 	return dir, pkg, os.Rename(half, dir)
 }
 
+// mend applies the patches to a source that does not have them yet, all or
+// none, and reports whether it has them.
+func mend(ctx context.Context, source string) (bool, error) {
+	names, err := fs.Glob(patches, "patches/*.patch")
+	if err != nil {
+		return false, err
+	}
+	run := func(file string, args ...string) error {
+		args = append([]string{"-d", source, "-p1", "-s", "-f", "-r", "-", "-i", file}, args...)
+		return tool.Run(ctx, op, []string{"LC_ALL=C"}, nil, "patch", args...)
+	}
+	var missing []string
+	for _, name := range names {
+		text, err := patches.ReadFile(name)
+		if err != nil {
+			return false, err
+		}
+		file := filepath.Join(source, "lodge-"+filepath.Base(name))
+		if err := os.WriteFile(file, text, 0o644); err != nil {
+			return false, err
+		}
+		if run(file, "-R", "--dry-run") == nil {
+			continue // it has it
+		}
+		if run(file, "--dry-run") != nil {
+			return false, ctx.Err()
+		}
+		missing = append(missing, file)
+	}
+	for _, file := range missing {
+		if err := run(file); err != nil {
+			return false, err
+		}
+	}
+	return true, nil
+}
+
 // compile makes the program "linux" in source, gently: guests run beside it.
 func compile(ctx context.Context, source string, told kernels.Told) (version string, err error) {
 	told("configuring", 0, 0, "", "")
-	config := filepath.Join(source, "lodge.config")
-	if err := os.WriteFile(config, fragment, 0o644); err != nil {
+	wanted := fragment
+	fits, err := mend(ctx, source)
+	if err != nil {
+		return "", err
+	}
+	if !fits {
+		told("configuring", 0, 0, "", "for one processor: the source is not one that Lodge's patches are for")
+		wanted = append(bytes.Clone(fragment), single...)
+	}
+	if err := os.WriteFile(filepath.Join(source, "lodge.config"), wanted, 0o644); err != nil {
 		return "", err
 	}
 	run := func(line func(string), args ...string) error {
