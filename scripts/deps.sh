@@ -9,7 +9,7 @@ build="gcc:gcc /usr/include/linux/mount.h:linux-libc-dev /usr/include/stdio.h:li
 run="mmdebstrap:mmdebstrap mkfs.ext4:e2fsprogs mkfs.erofs:erofs-utils mkfs.btrfs:btrfs-progs nft:nftables ip:iproute2 busybox:busybox-static
  /usr/share/keyrings/debian-archive-keyring.gpg:debian-archive-keyring
  qemu-system-x86_64:qemu-system-x86 qemu-img:qemu-utils /usr/share/OVMF/OVMF_CODE_4M.fd:ovmf swtpm:swtpm depmod:kmod"
-test="$run curl:curl jq:jq tmux:tmux dhclient:isc-dhcp-client cpio:cpio linux.uml:user-mode-linux
+test="$run curl:curl jq:jq tmux:tmux dhclient:isc-dhcp-client cpio:cpio patch:patch
  grub-mkrescue:grub-common /usr/lib/grub/i386-pc:grub-pc-bin /usr/lib/grub/x86_64-efi:grub-efi-amd64-bin xorriso:xorriso mformat:mtools
  qemu-ga:qemu-guest-agent /boot/memtest86+x64.bin:memtest86+ /boot/invaders.exec:grub-invaders"
 long="$test /usr/lib/debian-installer/images/12/amd64/text:debian-installer-12-netboot-amd64"

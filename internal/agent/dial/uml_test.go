@@ -3,10 +3,11 @@ package dial
 import (
 	"bytes"
 	"cmp"
-	"compress/gzip"
 	"context"
+	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -21,17 +22,24 @@ import (
 	"lodge/internal/agent/initrd"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/session"
+	"lodge/internal/kernels"
+	"lodge/internal/kernels/debian"
+	"lodge/internal/model/image"
+	"lodge/test/sandbox"
 )
 
 // parts is what every guest of a test needs: made once.
 type parts struct {
-	usr, kernel, base, image, template string
-	dir                                string
+	kernel, libraries, initrd, image, template string
+	dir                                        string
 }
 
-// kernelFolder names a folder with an unpacked user-mode-linux package that is
-// to be used instead of the installed one: the folder that has bin/linux.uml.
-const kernelFolder = "LODGE_TEST_UML"
+// kernelsFolder names a folder with a store of kernels in "kernels", as the
+// test of package kernels/debian leaves it, so that none is fetched.
+const kernelsFolder = "LODGE_TEST_KERNELS"
+
+// kernelName is the kernel that guests boot.
+const kernelName = "um/debian-sid"
 
 var made struct {
 	once sync.Once
@@ -40,8 +48,8 @@ var made struct {
 	err  error
 }
 
-// umlParts makes an image of the distribution's busybox, an empty layer, and
-// the initramfs with our agent.
+// umlParts makes an image of the distribution's busybox, an empty layer,
+// and the newest kernel with our agent.
 func umlParts(t testing.TB) parts {
 	t.Helper()
 	if os.Getuid() != 0 {
@@ -61,12 +69,7 @@ func (p *parts) make() (skip string, err error) {
 			return program + " is missing: scripts/deps.sh test installs " + pkg, nil
 		}
 	}
-	p.usr = cmp.Or(os.Getenv(kernelFolder), "/usr")
-	p.kernel = filepath.Join(p.usr, "bin/linux.uml")
-	if _, err := os.Stat(p.kernel); err != nil {
-		return p.kernel + " is missing: scripts/deps.sh test installs user-mode-linux, or name another with " + kernelFolder, nil
-	}
-	if p.dir, err = os.MkdirTemp("", "lodge-uml-"); err != nil {
+	if p.dir, err = os.MkdirTemp("/tmp", "u"); err != nil { // a short name: see its loader
 		return "", err
 	}
 	script := `
@@ -98,10 +101,66 @@ rm -r tree
 		return "", &exec.Error{Name: string(out), Err: err}
 	}
 	p.image, p.template = filepath.Join(p.dir, "image.erofs"), filepath.Join(p.dir, "template.ext4")
-	if err := p.initramfs(); err != nil {
-		return "", err
+	if skip, err = p.fetch(); skip != "" || err != nil {
+		return skip, err
 	}
 	return p.probe(), nil
+}
+
+// fetch takes the kernel and what it needs out of its packages, as lodged does.
+func (p *parts) fetch() (skip string, err error) {
+	have := os.Getenv(kernelsFolder)
+	store, err := kernels.OpenStore(filepath.Join(cmp.Or(have, p.dir), "kernels"), filepath.Join(p.dir, "lodge-agent"), slog.New(slog.DiscardHandler))
+	if err != nil {
+		return "", err
+	}
+	if have == "" {
+		source := debian.New(filepath.Join(p.dir, "cache"))
+		if err := source.Check(kernelName); err != nil {
+			return err.Error(), nil
+		}
+		address, closeIt, err := sandbox.OpenProxy()
+		if err != nil {
+			return err.Error(), nil
+		}
+		defer closeIt()
+		os.Setenv("http_proxy", address)
+		defer os.Unsetenv("http_proxy")
+		if _, err := store.Build(context.Background(), source, kernelName, func(string, uint64, uint64, string, string) {}); err != nil {
+			return "", err
+		}
+	}
+	b, err := store.For(context.Background(), "um", image.Info{}, kernelName)
+	if err != nil {
+		return "", err
+	}
+	return "", p.install(b)
+}
+
+// install makes the kernel run outside a jail, beside libraries of another
+// version: it is told where its loader is, in place of where every program of
+// this machine has it.
+func (p *parts) install(b kernels.Boot) error {
+	const usual = "/lib64/ld-linux-x86-64.so.2\x00"
+	p.initrd, p.libraries, p.kernel = b.Initrd, filepath.Dir(b.Support[0]), filepath.Join(p.dir, "kernel")
+	loader := filepath.Join(p.dir, "ld") + "\x00"
+	if len(loader) > len(usual) {
+		return fmt.Errorf("%s is too long for the name of a loader", loader)
+	}
+	text, err := os.ReadFile(b.Path)
+	if err != nil {
+		return err
+	}
+	if bytes.Count(text, []byte(usual)) != 1 {
+		return fmt.Errorf("%s does not name its loader", b.Path)
+	}
+	text = bytes.Replace(text, []byte(usual), []byte(loader+strings.Repeat("\x00", len(usual)-len(loader))), 1)
+	return errors.Join(os.WriteFile(p.kernel, text, 0o755), os.Symlink(b.Support[0], filepath.Join(p.dir, "ld")))
+}
+
+// command runs the kernel.
+func (p *parts) command(ctx context.Context, args ...string) *exec.Cmd {
+	return exec.CommandContext(ctx, "taskset", append([]string{"1", "env", "TMPDIR=/dev/shm", "LD_LIBRARY_PATH=" + p.libraries, p.kernel}, args...)...)
 }
 
 // probe boots the agent alone, which complains that there is no guest, and
@@ -109,55 +168,15 @@ rm -r tree
 func (p *parts) probe() string {
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 	defer cancel()
-	c := exec.CommandContext(ctx, p.kernel, "umid=probe", "uml_dir="+p.dir, "mem=64M", "initrd="+p.base,
+	c := p.command(ctx, "umid=probe", "uml_dir="+p.dir, "mem=64M", "initrd="+p.initrd,
 		"con0=null,fd:1", "con=null", "ssl=null", "console=tty0", "panic=1", "noreboot", "quiet", "seccomp=on")
-	c.Env = append(os.Environ(), "TMPDIR=/dev/shm")
 	c.SysProcAttr = &unix.SysProcAttr{Setsid: true}
 	c.Cancel = func() error { return unix.Kill(-c.Process.Pid, unix.SIGKILL) }
 	out, err := c.CombinedOutput()
-	switch {
-	case bytes.Contains(out, []byte("ptrace set fp regs failed")):
-		return p.kernel + " does not know this processor's registers: name a newer one with " + kernelFolder
-	case !bytes.Contains(out, []byte("lodge-agent: ")):
-		return fmt.Sprintf("%s does not run here: %v: %.300s", p.kernel, err, out)
+	if !bytes.Contains(out, []byte("lodge-agent: ")) {
+		return fmt.Sprintf("%s does not run here: %v: %.300s", kernelName, err, out)
 	}
 	return ""
-}
-
-// initramfs writes the archive that all guests share.
-func (p *parts) initramfs() error {
-	program, err := os.ReadFile(filepath.Join(p.dir, "lodge-agent"))
-	if err != nil {
-		return err
-	}
-	var modules []initrd.Module
-	for _, name := range []string{"lib/crc-ccitt.ko", "lib/libcrc32c.ko", "net/ipv6/ipv6.ko", "fs/erofs/erofs.ko", "fs/overlayfs/overlay.ko"} {
-		found, _ := filepath.Glob(filepath.Join(p.usr, "lib/uml/modules/*/kernel", name))
-		if len(found) == 0 {
-			continue // of another version, or built in
-		}
-		b, err := os.ReadFile(found[len(found)-1])
-		if err != nil {
-			return err
-		}
-		modules = append(modules, initrd.Module{Name: filepath.Base(name), Data: b})
-	}
-	var archive, packed bytes.Buffer
-	if err := initrd.Base(&archive, program, modules); err != nil {
-		return err
-	}
-	z, err := gzip.NewWriterLevel(&packed, gzip.BestSpeed)
-	if err != nil {
-		return err
-	}
-	if _, err := z.Write(archive.Bytes()); err != nil {
-		return err
-	}
-	if err := z.Close(); err != nil {
-		return err
-	}
-	p.base = filepath.Join(p.dir, "base.gz")
-	return os.WriteFile(p.base, packed.Bytes(), 0o600)
 }
 
 // guest is one that runs.
@@ -202,7 +221,7 @@ func boot(t testing.TB, cfg agent.Config, volume string) *umlGuest {
 		}
 	}
 	cfg.Base, cfg.Volume, cfg.Channel, cfg.Credit, cfg.Mailbox = "/dev/ubda", "/dev/ubdb", "/dev/ttyS1", true, "/dev/ubdc"
-	archive, err := os.ReadFile(p.base)
+	archive, err := os.ReadFile(p.initrd)
 	must(t, err)
 	config, err := initrd.ConfigArchive(cfg)
 	must(t, err)
@@ -214,11 +233,10 @@ func boot(t testing.TB, cfg agent.Config, volume string) *umlGuest {
 	must(t, mail.Truncate(8*agent.SlotSize))
 	host, line := pair(t)
 	screen, theirs := pair(t)
-	g.cmd = exec.Command("taskset", "1", p.kernel, "umid="+filepath.Base(dir), "uml_dir="+dir, "mem=128M", "initrd="+filepath.Join(dir, "initrd"),
+	g.cmd = p.command(context.Background(), "umid="+filepath.Base(dir), "uml_dir="+dir, "mem=128M", "initrd="+filepath.Join(dir, "initrd"),
 		"ubd0r="+p.image, "ubd1="+g.volume, "ubd2=/proc/self/fd/5", "con0=fd:3,fd:3", "con=null", "ssl=null", "ssl1=fd:4,fd:4",
 		"console=tty0", "panic=1", "noreboot", "quiet", "seccomp=on")
 	g.cmd.ExtraFiles = []*os.File{theirs, line, mail}
-	g.cmd.Env = append(os.Environ(), "TMPDIR=/dev/shm")
 	g.cmd.SysProcAttr = &unix.SysProcAttr{Setsid: true, Pdeathsig: unix.SIGKILL}
 	must(t, g.cmd.Start())
 	theirs.Close()
