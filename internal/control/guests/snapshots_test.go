@@ -241,6 +241,9 @@ func TestRestore(t *testing.T) {
 	if s := e.said(); !strings.HasSuffix(s, "start:.") {
 		t.Errorf("it came back by: %s", s)
 	}
+	if e.asked != 0 || e.killed != 1 {
+		t.Errorf("what is thrown away was asked %d times to stop, and ended %d times", e.asked, e.killed)
+	}
 
 	w.put("third")
 	w.wish(restore("deep", true, guest.On))

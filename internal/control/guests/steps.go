@@ -267,12 +267,14 @@ const tellAgain = 200 * time.Millisecond
 
 // stop takes a guest down without waiting for it: the keeper's word that it
 // ended wakes the reconciler. A clean stop becomes a kill when its time is over.
+// A guest that goes back to a snapshot is ended at once: whatever it would still
+// write is thrown away.
 func (r *Reconciler) stop(ctx context.Context, g guest.Guest) (time.Duration, error) {
 	now := r.Now()
 	r.mu.Lock()
 	under, asked := r.stops[g.ID]
 	r.mu.Unlock()
-	if g.Spec.Force || asked && !now.Before(under.deadline) {
+	if g.Spec.Force || g.RestoreWanted() || asked && !now.Before(under.deadline) {
 		return killAgain, r.kill(ctx, g.ID)
 	}
 	if under.told {
