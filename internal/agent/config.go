@@ -23,6 +23,7 @@ type Config struct {
 	Channel  string            `json:"channel"`             // the host's line: "/dev/ttyS1", or "port:NAME" of a virtio serial port
 	Credit   bool              `json:"credit,omitempty"`    // the line needs flow control of our own
 	Mailbox  string            `json:"mailbox,omitempty"`   // device that bulk data passes through beside the line, or ""
+	Alike    bool              `json:"alike,omitempty"`     // programs that the host runs are laid out in memory alike each time
 }
 
 // NIC is a network card and what it is to be called and have.

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"os"
 	"path/filepath"
+	"runtime"
 	"slices"
 	"strconv"
 	"strings"
@@ -225,17 +226,45 @@ func (a *Agent) start(x agent.Exec) (*program, error) {
 		Setsid: true, Setctty: x.TTY,
 		Credential: &syscall.Credential{Uid: who.UID, Gid: who.GID, Groups: who.Groups},
 	}}
-	p.process, err = run(x.Argv, env["PATH"], attr)
-	if errors.Is(err, unix.EACCES) && !must && dir != "/" { // a home that its owner may not enter
-		attr.Dir = "/"
+	alike(a.Config().Alike, func() {
 		p.process, err = run(x.Argv, env["PATH"], attr)
-	}
+		if errors.Is(err, unix.EACCES) && !must && dir != "/" { // a home that its owner may not enter
+			attr.Dir = "/"
+			p.process, err = run(x.Argv, env["PATH"], attr)
+		}
+	})
 	if err != nil {
 		p.close()
 		return nil, failure(x, err)
 	}
 	forgive(p.process.Pid)
 	return p, nil
+}
+
+// Of personality(2): what asks, and what makes programs lie where they lay
+// before.
+const (
+	personalityNow  = 0xffffffff
+	addrNoRandomize = 0x0040000
+)
+
+// alike calls start so that what it starts, and what that starts, is laid out in
+// memory alike each time, if yes. Programs that gain rights never are.
+func alike(yes bool, start func()) {
+	if !yes {
+		start()
+		return
+	}
+	runtime.LockOSThread() // programs inherit what their starter's thread has
+	defer runtime.UnlockOSThread()
+	was, _, errno := unix.RawSyscall(unix.SYS_PERSONALITY, personalityNow, 0, 0)
+	if errno == 0 {
+		_, _, errno = unix.RawSyscall(unix.SYS_PERSONALITY, was|addrNoRandomize, 0, 0)
+	}
+	if errno == 0 { // else it starts as others do
+		defer unix.RawSyscall(unix.SYS_PERSONALITY, was, 0, 0)
+	}
+	start()
 }
 
 // forgive makes the kernel choose the program before the agent when memory

@@ -38,7 +38,7 @@ func (a *Agent) renew(r agent.Request) error {
 	// What the line is does not change under who uses it.
 	c.Base, c.Modules, c.Volume = old.Base, old.Modules, old.Volume
 	c.Channel, c.Credit, c.Mailbox = old.Channel, old.Credit, old.Mailbox
-	c.Init, c.Command = old.Init, old.Command
+	c.Init, c.Command, c.Alike = old.Init, old.Command, old.Alike
 	if err := seed(r.Entropy); err != nil {
 		return err
 	}

@@ -21,4 +21,11 @@ func config(g guest.Guest, parts engine.Parts) agent.Config {
 	return c
 }
 
-func (b *builder) config() agent.Config { return config(b.g, b.parts) }
+// config is that of a guest that is about to start. QEMU keeps what it translated
+// by where it was: a program that lies elsewhere each time, as is usual, is
+// translated each time, which takes most of the time that a short one runs.
+func (b *builder) config() agent.Config {
+	c := config(b.g, b.parts)
+	c.Alike = b.w.Accel == "tcg"
+	return c
+}

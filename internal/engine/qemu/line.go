@@ -152,14 +152,26 @@ func (w hardware) identity(l *line, p places) {
 	l.add("-uuid", w.UUID, "-smbios", list("type=1", "manufacturer", "Lodge", "product", "Lodge guest", "version", w.Kind, "serial", p.id, "uuid", w.UUID))
 	l.add("-rtc", "base=utc")
 	if w.Kernel {
-		l.add("-kernel", p.kernel, "-initrd", descriptor(p, fdInitrd), "-append", kernelLine)
+		l.add("-kernel", p.kernel, "-initrd", descriptor(p, fdInitrd), "-append", w.kernelLine())
 	}
 }
 
 // kernelLine is what a kernel is told: where to speak, to end at once when it
 // panics, to use plugged memory, and to keep no 64 MiB aside for devices that
 // cannot address what is plugged, for there are none.
-const kernelLine = "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
+//
+// Where its instructions are translated it is also told that all processors
+// count the same ticks, which they take from one counter of the host: else,
+// with room for a second processor, it asks an imitated chip for the time, which
+// is a thousand times slower. And to leave out what keeps a processor from
+// guessing wrongly: the one that guesses runs other instructions than these.
+func (w hardware) kernelLine() string {
+	line := "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
+	if w.Accel == "tcg" {
+		line += " tsc=reliable mitigations=off"
+	}
+	return line
+}
 
 // ends says what becomes of the guest's own ends. A guest that was handed its
 // kernel ends when it reboots, because the next boot may be of another one.
