@@ -27,6 +27,14 @@ func Ago(t, now time.Time) string {
 	return Span(now.Sub(t)) + " ago"
 }
 
+// Since is Ago for what may not have happened, which is nothing to print.
+func Since(t *time.Time) string {
+	if t == nil {
+		return ""
+	}
+	return Ago(*t, time.Now())
+}
+
 // Span writes a duration in its largest unit.
 func Span(d time.Duration) string {
 	switch d = max(d, 0); {

@@ -3,8 +3,11 @@ package control
 import (
 	"context"
 	"sync"
+	"time"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/model"
+	"lodge/internal/model/operation"
 )
 
 // Builds runs what takes minutes beside a reconciler, once for each record
@@ -87,3 +90,22 @@ func (b *Builds[T]) Close() {
 // space was made it goes on, but a mirror that failed is asked again only by
 // whoever wants what was to be built.
 func GoesOn(err error) bool { return errs.Is(err, errs.NoSpace) }
+
+// Failed notes beside a status that a build failed. One that is not tried again
+// has thereby answered its generation, asked.
+func Failed(err error, now time.Time, problem **model.Problem, answered *int64, asked int64) {
+	*problem = model.ProblemOf(err, now, *problem)
+	if (*problem).Final = !GoesOn(err); (*problem).Final {
+		*answered = asked
+	}
+}
+
+// Telling tells of a build's steps as those of its subject.
+func Telling(tell func(operation.Progress), subject model.Key) func(step string, done, total uint64, unit, note string) {
+	return func(step string, done, total uint64, unit, note string) {
+		tell(operation.Progress{
+			Subject: subject, Step: step, Parents: []string{"building " + subject.Name},
+			Done: done, Total: total, Unit: unit, Note: note,
+		})
+	}
+}

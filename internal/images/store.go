@@ -17,7 +17,6 @@ import (
 	"lodge/internal/base/diskfile"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
-	"lodge/internal/base/units"
 	"lodge/internal/model/image"
 )
 
@@ -105,12 +104,12 @@ func (s *Store) Build(ctx context.Context, source Source, spec image.Spec, told 
 	if err := source.Check(spec); err != nil {
 		return Built{}, err
 	}
-	if err := s.room(spare); err != nil {
+	if err := s.disk().Need(spare); err != nil {
 		return Built{}, err
 	}
 	temp, err := os.MkdirTemp(s.temps(), source.Name()+"-")
 	if err != nil {
-		return Built{}, full("building an image", err)
+		return Built{}, s.disk().Explain("building an image", err)
 	}
 	defer func() {
 		if e := os.RemoveAll(temp); e != nil {
@@ -119,14 +118,14 @@ func (s *Store) Build(ctx context.Context, source Source, spec image.Spec, told 
 	}()
 	work, out := filepath.Join(temp, "work"), filepath.Join(temp, "image")
 	if err := os.Mkdir(work, 0o700); err != nil {
-		return Built{}, full("building an image", err)
+		return Built{}, s.disk().Explain("building an image", err)
 	}
 	info, err := source.Make(ctx, spec, work, out, told)
-	if err == nil {
-		err = ctx.Err()
+	if ctx.Err() != nil {
+		return Built{}, &errs.Error{Op: "image.build", Kind: errs.Cancelled, Msg: "the build was cancelled", Err: errors.Join(err, ctx.Err())}
 	}
 	if err != nil {
-		return Built{}, s.failed(ctx, err)
+		return Built{}, s.disk().Failed("building an image", err)
 	}
 	digest, size, err := seal(out)
 	if err == nil {
@@ -136,53 +135,15 @@ func (s *Store) Build(ctx context.Context, source Source, spec image.Spec, told 
 		err = fsx.SyncDir(s.blobs())
 	}
 	if err != nil {
-		return Built{}, full("storing an image", err)
+		return Built{}, s.disk().Explain("storing an image", err)
 	}
 	return Built{Digest: digest, Size: size, Info: info}, nil
 }
 
-// failed gives an error of a build the kind that says what to do about it: a
-// tool that met a full disk only says that it failed.
-func (s *Store) failed(ctx context.Context, err error) error {
-	if ctx.Err() != nil {
-		return &errs.Error{Op: "image.build", Kind: errs.Cancelled, Msg: "the build was cancelled", Err: err}
-	}
-	_, ours := errors.AsType[*errs.Error](err)
-	if ours && !errs.Is(err, errs.Internal) && !errs.Is(err, errs.Unavailable) {
-		return err
-	}
-	if e := s.room(1 << 20); e != nil {
-		return &errs.Error{Op: "image.build", Kind: errs.NoSpace, Msg: "the disk is full", Hint: spaceHint, Err: err}
-	}
-	if ours {
-		return err
-	}
-	return full("building an image", err)
-}
-
-const spaceHint = "free some space on the disk of the data directory (`lodge image ls` shows what images take), then try again"
-
-// room says NoSpace if fewer than need bytes are free.
-func (s *Store) room(need uint64) error {
-	free, err := fsx.Free(s.dir)
-	if err != nil {
-		return fmt.Errorf("image store: %w", err)
-	}
-	if free < need {
-		return &errs.Error{
-			Op: "image.build", Kind: errs.NoSpace, Hint: spaceHint,
-			Msg: fmt.Sprintf("only %s are free where images are kept; a build needs %s", units.Bytes(free), units.Bytes(need)),
-		}
-	}
-	return nil
-}
-
-// full is err with the kind NoSpace if a full disk or quota caused it.
-func full(what string, err error) error {
-	if fsx.IsFull(err) {
-		return &errs.Error{Op: "image.build", Kind: errs.NoSpace, Msg: "the disk is full", Hint: spaceHint, Err: err}
-	}
-	return fmt.Errorf("%s: %w", what, err)
+// disk is the one that images lie and are made on.
+func (s *Store) disk() fsx.Room {
+	return fsx.Room{Dir: s.dir, Op: "image.build", Kept: "images",
+		Hint: "free some space on the disk of the data directory (`lodge image ls` shows what images take), then try again"}
 }
 
 // blobMode lets the monitors of guests, which are no one's programs, read the

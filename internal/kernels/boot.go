@@ -97,7 +97,7 @@ func (s *Store) initrd(name string, m manifest) (string, error) {
 		return "", err
 	}
 	if err := fsx.WriteFile(path, out.Bytes(), 0o644); err != nil {
-		return "", full("making an initrd", err)
+		return "", s.disk().Explain("making an initrd", err)
 	}
 	for _, f := range old {
 		if err := os.Remove(f); err != nil && !errors.Is(err, fs.ErrNotExist) {

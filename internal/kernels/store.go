@@ -16,7 +16,6 @@ import (
 
 	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
-	"lodge/internal/base/units"
 	"lodge/internal/model/kernel"
 )
 
@@ -80,12 +79,12 @@ func (s *Store) Build(ctx context.Context, source Source, name string, told Told
 	if err := source.Check(name); err != nil {
 		return Built{}, err
 	}
-	if err := s.room(spare); err != nil {
+	if err := s.disk().Need(spare); err != nil {
 		return Built{}, err
 	}
 	temp, err := os.MkdirTemp(s.temps(), "build-")
 	if err != nil {
-		return Built{}, full("building a kernel", err)
+		return Built{}, s.disk().Explain("building a kernel", err)
 	}
 	defer func() {
 		if e := os.RemoveAll(temp); e != nil {
@@ -97,7 +96,7 @@ func (s *Store) Build(ctx context.Context, source Source, name string, told Told
 		return Built{}, &errs.Error{Op: "kernel.build", Kind: errs.Cancelled, Msg: "the build was cancelled", Err: ctx.Err()}
 	}
 	if err != nil {
-		return Built{}, s.failed(err)
+		return Built{}, s.disk().Failed("building a kernel", err)
 	}
 	return built, nil
 }
@@ -183,42 +182,8 @@ func (s *Store) Remove(name string) error {
 	return nil
 }
 
-// failed gives an error of a build the kind that says what to do about it: a
-// tool that met a full disk only says that it failed.
-func (s *Store) failed(err error) error {
-	if e, ok := errors.AsType[*errs.Error](err); ok && e.Kind != errs.Internal && e.Kind != errs.Unavailable {
-		return err
-	}
-	if s.room(1<<20) != nil {
-		return &errs.Error{Op: "kernel.build", Kind: errs.NoSpace, Msg: "the disk is full", Hint: spaceHint, Err: err}
-	}
-	return full("building a kernel", err)
-}
-
-const spaceHint = "free some space on the disk of the data directory, then try again"
-
-// room says NoSpace if fewer than need bytes are free.
-func (s *Store) room(need uint64) error {
-	free, err := fsx.Free(s.dir)
-	if err != nil {
-		return fmt.Errorf("kernel store: %w", err)
-	}
-	if free < need {
-		return &errs.Error{
-			Op: "kernel.build", Kind: errs.NoSpace, Hint: spaceHint,
-			Msg: fmt.Sprintf("only %s are free where kernels are kept; a build needs %s", units.Bytes(free), units.Bytes(need)),
-		}
-	}
-	return nil
-}
-
-// full is err with the kind NoSpace if a full disk or quota caused it.
-func full(what string, err error) error {
-	if fsx.IsFull(err) {
-		return &errs.Error{Op: "kernel.build", Kind: errs.NoSpace, Msg: "the disk is full", Hint: spaceHint, Err: err}
-	}
-	if _, ours := errors.AsType[*errs.Error](err); ours {
-		return err
-	}
-	return fmt.Errorf("%s: %w", what, err)
+// disk is the one that kernels lie and are made on.
+func (s *Store) disk() fsx.Room {
+	return fsx.Room{Dir: s.dir, Op: "kernel.build", Kept: "kernels",
+		Hint: "free some space on the disk of the data directory, then try again"}
 }

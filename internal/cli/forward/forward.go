@@ -23,31 +23,14 @@ func NewGroup(f *cli.Factory) *cobra.Command {
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "ls", Short: "List port forwards", Aliases: []string{"list"}, Example: "  lodge forward ls",
-		Args: cli.Args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			list, err := c.Forwards(cmd.Context())
-			if err != nil {
-				return err
-			}
-			header := []string{"NAME", "LISTEN", "GUEST", "TARGET", "STATE"}
-			return cli.PrintList(f, &output, list, header, func(w api.Forward) []string {
-				listen := w.Listen
-				if listen == "" {
-					listen = "*"
-				}
-				return []string{w.Name, net.JoinHostPort(listen, strconv.Itoa(w.Port)) + "/" + w.Protocol, w.Guest, fmt.Sprint(w.Target), cli.State(w.Active, "inactive", w.Problem)}
-			})
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	header := []string{"NAME", "LISTEN", "GUEST", "TARGET", "STATE"}
+	return cli.ListCommand(f, "List port forwards", "  lodge forward ls", header, (*client.Client).Forwards, func(w api.Forward) []string {
+		listen := w.Listen
+		if listen == "" {
+			listen = "*"
+		}
+		return []string{w.Name, net.JoinHostPort(listen, strconv.Itoa(w.Port)) + "/" + w.Protocol, w.Guest, fmt.Sprint(w.Target), cli.State(w.Active, "inactive", w.Problem)}
+	})
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
@@ -74,17 +57,5 @@ func newAdd(f *cli.Factory) *cobra.Command {
 }
 
 func newRm(f *cli.Factory) *cobra.Command {
-	var wait cli.Waiting
-	cmd := &cobra.Command{
-		Use: "rm FORWARD…", Short: "End port forwards", Aliases: []string{"delete"}, Example: "  lodge forward rm tcp-8080",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: f.Complete(0, cli.ForwardNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
-				return c.DeleteForward(ctx, name, w)
-			})
-		},
-	}
-	wait.Flags(cmd)
-	return cmd
+	return cli.RemoveCommand(f, "rm FORWARD…", "End port forwards", "  lodge forward rm tcp-8080", cli.ForwardNames, (*client.Client).DeleteForward)
 }

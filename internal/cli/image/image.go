@@ -54,33 +54,10 @@ func newBuild(f *cli.Factory) *cobra.Command {
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "ls", Short: "List images", Aliases: []string{"list"},
-		Example: "  lodge image ls\n  lodge image ls -o json",
-		Args:    cli.Args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			list, err := c.Images(cmd.Context())
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			header := []string{"NAME", "STATE", "KIND", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "DIGEST", "BUILT"}
-			return cli.PrintList(f, &output, list, header, func(i api.Image) []string {
-				built := ""
-				if i.Built != nil {
-					built = cli.Ago(*i.Built, now)
-				}
-				return []string{i.Name, cli.State(i.Ready, "building", i.Problem), kind(i), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), built}
-			})
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	header := []string{"NAME", "STATE", "KIND", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "DIGEST", "BUILT"}
+	return cli.ListCommand(f, "List images", "  lodge image ls\n  lodge image ls -o json", header, (*client.Client).Images, func(i api.Image) []string {
+		return []string{i.Name, cli.State(i.Ready, "building", i.Problem), kind(i), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), cli.Since(i.Built)}
+	})
 }
 
 // kind says what an image is: a tree, or a disk and how large it is in a guest.
@@ -109,20 +86,7 @@ func newShow(f *cli.Factory) *cobra.Command {
 }
 
 func newRm(f *cli.Factory) *cobra.Command {
-	var wait cli.Waiting
-	cmd := &cobra.Command{
-		Use: "rm IMAGE…", Short: "Remove images that no guest is made from", Aliases: []string{"delete"},
-		Example:           "  lodge image rm debian/12",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: f.Complete(0, cli.ImageNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
-				return c.DeleteImage(ctx, name, w)
-			})
-		},
-	}
-	wait.Flags(cmd)
-	return cmd
+	return cli.RemoveCommand(f, "rm IMAGE…", "Remove images that no guest is made from", "  lodge image rm debian/12", cli.ImageNames, (*client.Client).DeleteImage)
 }
 
 func newImport(f *cli.Factory) *cobra.Command {

@@ -80,33 +80,10 @@ minutes, and 3 GiB of disk while it is made. lodge launch builds what it needs.`
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "ls", Short: "List kernels", Aliases: []string{"list"},
-		Example: "  lodge kernel ls\n  lodge kernel ls -o json",
-		Args:    cli.Args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			all, err := c.Kernels(cmd.Context())
-			if err != nil {
-				return err
-			}
-			now := time.Now()
-			header := []string{"NAME", "STATE", "VERSION", "FROM", "SIZE", "GUESTS", "BUILT"}
-			return cli.PrintList(f, &output, all, header, func(k api.Kernel) []string {
-				built := ""
-				if k.Built != nil {
-					built = cli.Ago(*k.Built, now)
-				}
-				return []string{k.Name, cli.State(k.Ready, "building", k.Problem), k.Version, k.From, units.Bytes(k.SizeBytes), fmt.Sprint(len(k.UsedBy)), built}
-			})
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	header := []string{"NAME", "STATE", "VERSION", "FROM", "SIZE", "GUESTS", "BUILT"}
+	return cli.ListCommand(f, "List kernels", "  lodge kernel ls\n  lodge kernel ls -o json", header, (*client.Client).Kernels, func(k api.Kernel) []string {
+		return []string{k.Name, cli.State(k.Ready, "building", k.Problem), k.Version, k.From, units.Bytes(k.SizeBytes), fmt.Sprint(len(k.UsedBy)), cli.Since(k.Built)}
+	})
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
@@ -118,18 +95,8 @@ func newShow(f *cli.Factory) *cobra.Command {
 }
 
 func newRm(f *cli.Factory) *cobra.Command {
-	var wait cli.Waiting
-	cmd := &cobra.Command{
-		Use: "rm KERNEL…", Short: "Remove kernels that no guest boots", Aliases: []string{"delete"},
-		Example:           "  lodge kernel rm um/debian-12",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: f.Complete(0, cli.KernelNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
-				return c.DeleteKernel(ctx, fullName(name), w)
-			})
-		},
-	}
-	wait.Flags(cmd)
-	return cmd
+	return cli.RemoveCommand(f, "rm KERNEL…", "Remove kernels that no guest boots", "  lodge kernel rm um/debian-12", cli.KernelNames,
+		func(c *client.Client, ctx context.Context, name string, w time.Duration) (api.Operation, error) {
+			return c.DeleteKernel(ctx, fullName(name), w)
+		})
 }

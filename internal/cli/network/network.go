@@ -21,31 +21,14 @@ func NewGroup(f *cli.Factory) *cobra.Command {
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "ls", Short: "List networks", Aliases: []string{"list"}, Example: "  lodge network ls",
-		Args: cli.Args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			list, err := c.Networks(cmd.Context())
-			if err != nil {
-				return err
-			}
-			header := []string{"NAME", "DRIVER", "STATE", "IPV4", "IPV6", "NAT", "DOMAIN", "DEVICE", "GUESTS"}
-			return cli.PrintList(f, &output, list, header, func(n api.Network) []string {
-				nat := "no"
-				if n.NAT {
-					nat = "yes"
-				}
-				return []string{n.Name, n.Driver, cli.State(n.Ready, "preparing", n.Problem), n.IPv4, n.IPv6, nat, n.Domain, n.Device, fmt.Sprint(n.Guests)}
-			})
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	header := []string{"NAME", "DRIVER", "STATE", "IPV4", "IPV6", "NAT", "DOMAIN", "DEVICE", "GUESTS"}
+	return cli.ListCommand(f, "List networks", "  lodge network ls", header, (*client.Client).Networks, func(n api.Network) []string {
+		nat := "no"
+		if n.NAT {
+			nat = "yes"
+		}
+		return []string{n.Name, n.Driver, cli.State(n.Ready, "preparing", n.Problem), n.IPv4, n.IPv6, nat, n.Domain, n.Device, fmt.Sprint(n.Guests)}
+	})
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
@@ -85,17 +68,6 @@ func newCreate(f *cli.Factory) *cobra.Command {
 }
 
 func newRm(f *cli.Factory) *cobra.Command {
-	var wait cli.Waiting
-	cmd := &cobra.Command{
-		Use: "rm NETWORK…", Short: "Remove networks that no guest is on", Aliases: []string{"delete"}, Example: "  lodge network rm lab",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: f.Complete(0, cli.NetworkNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
-				return c.DeleteNetwork(ctx, name, w)
-			})
-		},
-	}
-	wait.Flags(cmd)
-	return cmd
+	return cli.RemoveCommand(f, "rm NETWORK…", "Remove networks that no guest is on", "  lodge network rm lab",
+		cli.NetworkNames, (*client.Client).DeleteNetwork)
 }

@@ -22,27 +22,10 @@ func NewGroup(f *cli.Factory) *cobra.Command {
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	var output cli.Output
-	cmd := &cobra.Command{
-		Use: "ls", Short: "List pools", Aliases: []string{"list"}, Example: "  lodge pool ls",
-		Args: cli.Args(cobra.NoArgs),
-		RunE: func(cmd *cobra.Command, _ []string) error {
-			c, err := f.Client()
-			if err != nil {
-				return err
-			}
-			list, err := c.Pools(cmd.Context())
-			if err != nil {
-				return err
-			}
-			header := []string{"NAME", "DRIVER", "STATE", "QUOTA", "TOTAL", "USED", "FREE", "GUESTS", "SOURCE"}
-			return cli.PrintList(f, &output, list, header, func(p api.Pool) []string {
-				return []string{p.Name, p.Driver, cli.State(p.Ready, "preparing", p.Problem), p.Quota, units.Bytes(p.TotalBytes), units.Bytes(p.UsedBytes), units.Bytes(p.FreeBytes), fmt.Sprint(len(p.UsedBy)), p.Source}
-			})
-		},
-	}
-	output.Flags(cmd)
-	return cmd
+	header := []string{"NAME", "DRIVER", "STATE", "QUOTA", "TOTAL", "USED", "FREE", "GUESTS", "SOURCE"}
+	return cli.ListCommand(f, "List pools", "  lodge pool ls", header, (*client.Client).Pools, func(p api.Pool) []string {
+		return []string{p.Name, p.Driver, cli.State(p.Ready, "preparing", p.Problem), p.Quota, units.Bytes(p.TotalBytes), units.Bytes(p.UsedBytes), units.Bytes(p.FreeBytes), fmt.Sprint(len(p.UsedBy)), p.Source}
+	})
 }
 
 func newShow(f *cli.Factory) *cobra.Command {
@@ -82,17 +65,5 @@ Without a source Lodge makes its own, for btrfs in a file.`,
 }
 
 func newRm(f *cli.Factory) *cobra.Command {
-	var wait cli.Waiting
-	cmd := &cobra.Command{
-		Use: "rm POOL…", Short: "Remove pools that hold nothing", Aliases: []string{"delete"}, Example: "  lodge pool rm spare",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
-		ValidArgsFunction: f.Complete(0, cli.PoolNames),
-		RunE: func(cmd *cobra.Command, args []string) error {
-			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {
-				return c.DeletePool(ctx, name, w)
-			})
-		},
-	}
-	wait.Flags(cmd)
-	return cmd
+	return cli.RemoveCommand(f, "rm POOL…", "Remove pools that hold nothing", "  lodge pool rm spare", cli.PoolNames, (*client.Client).DeletePool)
 }

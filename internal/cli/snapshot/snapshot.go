@@ -65,14 +65,11 @@ func newLs(f *cli.Factory) *cobra.Command {
 			}
 			header := []string{"NAME", "TAKEN", "MODEL", "MEMORY", "AT REST", "STATE", "NOTE"}
 			return cli.PrintList(f, &output, list, header, func(s api.Snapshot) []string {
-				taken, memory := "", "no"
-				if s.Taken != nil {
-					taken = cli.Ago(*s.Taken, time.Now())
-				}
+				memory := "no"
 				if s.Memory {
 					memory = "yes"
 				}
-				return []string{s.Name, taken, s.Model, memory, s.Rest, cli.State(s.Ready, "taking", s.Problem), s.Note}
+				return []string{s.Name, cli.Since(s.Taken), s.Model, memory, s.Rest, cli.State(s.Ready, "taking", s.Problem), s.Note}
 			})
 		},
 	}

@@ -94,12 +94,7 @@ func (r *Reconciler) make(ctx context.Context, rec tables.ImageRecord, log *slog
 	}
 	start := r.Now()
 	log.Info("building", "image", rec.Name, "source", rec.Spec.Source)
-	built, err := r.Store.Build(ctx, source, rec.Spec, func(step string, done, total uint64, unit, note string) {
-		r.Tell(operation.Progress{
-			Subject: model.Key{Kind: image.Kind, Name: rec.Name},
-			Step:    step, Parents: []string{"building " + rec.Name}, Done: done, Total: total, Unit: unit, Note: note,
-		})
-	})
+	built, err := r.Store.Build(ctx, source, rec.Spec, control.Telling(r.Tell, model.Key{Kind: image.Kind, Name: rec.Name}))
 	if err == nil {
 		log.Info("built", "image", rec.Name, "digest", built.Digest, "size", built.Size, "took", r.Now().Sub(start).Round(time.Millisecond))
 	}
@@ -111,10 +106,7 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.ImageRecord, built c
 	old := rec.Status.Digest
 	_, err := r.Tables.Images.SetStatus(ctx, rec.ID, func(s *image.Status) error {
 		if failed != nil {
-			s.Problem = model.ProblemOf(failed, now, s.Problem)
-			if s.Problem.Final = !control.GoesOn(failed); s.Problem.Final {
-				s.Generation = rec.Generation
-			}
+			control.Failed(failed, now, &s.Problem, &s.Generation, rec.Generation)
 			return nil
 		}
 		*s = image.Status{Wish: rec.Spec.Wish, Generation: rec.Generation, Digest: built.Digest, Size: built.Size, Built: &now, Info: built.Info}

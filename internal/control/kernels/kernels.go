@@ -124,12 +124,7 @@ func (r *Reconciler) make(ctx context.Context, rec tables.KernelRecord, log *slo
 	}
 	start := r.Now()
 	log.Info("building", "kernel", rec.Name)
-	built, err := r.Store.Build(ctx, source, rec.Name, func(step string, done, total uint64, unit, note string) {
-		r.Tell(operation.Progress{
-			Subject: model.Key{Kind: kernel.Kind, Name: rec.Name},
-			Step:    step, Parents: []string{"building " + rec.Name}, Done: done, Total: total, Unit: unit, Note: note,
-		})
-	})
+	built, err := r.Store.Build(ctx, source, rec.Name, control.Telling(r.Tell, model.Key{Kind: kernel.Kind, Name: rec.Name}))
 	if err == nil {
 		log.Info("built", "kernel", rec.Name, "version", built.Info.Version, "size", built.Size, "took", r.Now().Sub(start).Round(time.Millisecond))
 	}
@@ -143,10 +138,7 @@ func (r *Reconciler) finish(ctx context.Context, rec tables.KernelRecord, built 
 			*s = kernel.Status{Wish: rec.Spec.Wish, Generation: rec.Generation, Digest: built.Digest, Size: built.Size, Built: &now, Info: built.Info}
 			return nil
 		}
-		s.Problem = model.ProblemOf(failed, now, s.Problem)
-		if s.Problem.Final = !control.GoesOn(failed); s.Problem.Final {
-			s.Generation = rec.Generation
-		}
+		control.Failed(failed, now, &s.Problem, &s.Generation, rec.Generation)
 		return nil
 	})
 	if err == nil && control.GoesOn(failed) {

@@ -10,7 +10,6 @@ import (
 	"strconv"
 	"time"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
@@ -263,30 +262,14 @@ func (m *Machine) dropNet(ctx context.Context, name string) error {
 	return m.about(err)
 }
 
-// openTap makes a card's host end and a port of its bridge. It is there as
-// long as somebody has it open.
-func openTap(n engine.NIC) (f *os.File, err error) {
-	if old, err := netlink.LinkByName(n.Device); err == nil { // left by an earlier attempt
-		if err := netlink.LinkDel(old); err != nil {
-			return nil, err
-		}
-	}
-	r, err := unix.NewIfreq(n.Device)
-	if err != nil {
-		return nil, err
-	}
-	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
+// openTap makes a card's host end.
+func openTap(n engine.NIC) (*os.File, error) {
 	fd, err := unix.Open("/dev/net/tun", unix.O_RDWR|unix.O_CLOEXEC|unix.O_NONBLOCK, 0)
 	if err != nil {
 		return nil, err
 	}
-	if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
-		unix.Close(fd)
-		return nil, err
+	if err := launch.Plug(fd, n.Device, n.Master, unix.IFF_VNET_HDR, n.MTU); err != nil {
+		return nil, errors.Join(err, unix.Close(fd))
 	}
-	f = os.NewFile(uintptr(fd), n.Device)
-	if err := launch.Join(n.Device, n.Master, n.MTU); err != nil {
-		return nil, errors.Join(err, f.Close())
-	}
-	return f, nil
+	return os.NewFile(uintptr(fd), n.Device), nil
 }

@@ -8,7 +8,6 @@ import (
 	"slices"
 	"strconv"
 
-	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
@@ -62,7 +61,7 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 		return fmt.Errorf("network card %s: %w", n.Name, err)
 	}
 	if _, err := m.manage(ctx, fmt.Sprintf("config vec%d:%s", spareCard+i, cardOptions(doors()[i], n.MAC))); err != nil {
-		return errors.Join(err, shut(n.Device))
+		return errors.Join(err, launch.Drop(n.Device))
 	}
 	m.line.mu.Lock()
 	m.line.cards[n.Name] = n
@@ -95,7 +94,7 @@ func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
 	m.line.mu.Lock()
 	delete(m.line.cards, name)
 	m.line.mu.Unlock()
-	return shut(all[i].Device)
+	return launch.Drop(all[i].Device)
 }
 
 // behind returns the number of the spare door with this device behind it, or
@@ -141,24 +140,12 @@ func (m *Machine) open(i int, n engine.NIC) error {
 		return err
 	}
 	defer f.Close()
-	if err := shut(n.Device); err != nil { // left by an earlier attempt
-		return err
-	}
-	r, err := unix.NewIfreq(n.Device)
-	if err != nil {
-		return err
-	}
-	r.SetUint16(unix.IFF_TAP | unix.IFF_NO_PI | unix.IFF_VNET_HDR)
-	err = control(f, func(fd int) error {
-		if err := unix.IoctlIfreq(fd, unix.TUNSETIFF, r); err != nil {
+	return control(f, func(fd int) error {
+		if err := launch.Plug(fd, n.Device, n.Master, unix.IFF_VNET_HDR, n.MTU); err != nil {
 			return err
 		}
 		return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
 	})
-	if err != nil {
-		return err
-	}
-	return launch.Join(n.Device, n.Master, n.MTU)
 }
 
 // control does something with a descriptor that the guest's kernel has too: to
@@ -171,18 +158,6 @@ func control(f *os.File, do func(fd int) error) error {
 	var inner error
 	err = raw.Control(func(fd uintptr) { inner = do(int(fd)) })
 	return errors.Join(err, inner)
-}
-
-// shut removes a card's host end, if it is there.
-func shut(device string) error {
-	l, err := netlink.LinkByName(device)
-	if errors.As(err, &netlink.LinkNotFoundError{}) {
-		return nil
-	}
-	if err != nil {
-		return err
-	}
-	return netlink.LinkDel(l)
 }
 
 // tell lets the agent name, address and switch on these cards, and switch off
