@@ -272,3 +272,20 @@ type Resize struct {
 	Rows uint16 `json:"rows"`
 	Cols uint16 `json:"cols"`
 }
+
+// Password is what a user of a guest is to log in with.
+type Password struct {
+	User     string `json:"user,omitempty" default:"root" doc:"of the guest"`
+	Password string `json:"password" doc:"1 to 256 bytes; kept nowhere but, as a hash, in the guest"`
+}
+
+// AuthorizedKeys are public keys whose owners may log in to a guest.
+type AuthorizedKeys struct {
+	User string   `json:"user,omitempty" default:"root" doc:"of the guest"`
+	Keys []string `json:"keys" doc:"1 to 64 lines as in authorized_keys" example:"[\"ssh-ed25519 AAAA… ann@desk\"]"`
+}
+
+// Trimmed is what came of giving back what a guest does not use.
+type Trimmed struct {
+	Bytes uint64 `json:"bytes" doc:"that its file system said it does not use"`
+}

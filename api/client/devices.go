@@ -70,6 +70,31 @@ func (c *Client) Debug(ctx context.Context, guest, what string) (io.ReadCloser, 
 	return resp.Body, nil
 }
 
+// SetPassword gives a user of a guest a new password.
+func (c *Client) SetPassword(ctx context.Context, guest string, p api.Password) error {
+	_, err := c.do(ctx, call{method: http.MethodPost, path: route("guests", guest, "password"), body: p})
+	return err
+}
+
+// Authorize adds to the keys that a user of a guest may log in with by SSH.
+func (c *Client) Authorize(ctx context.Context, guest string, k api.AuthorizedKeys) error {
+	_, err := c.do(ctx, call{method: http.MethodPost, path: route("guests", guest, "authorized-keys"), body: k})
+	return err
+}
+
+// Trim gives back to the pool what a guest does not use, and returns how many
+// bytes the guest's file system offered.
+func (c *Client) Trim(ctx context.Context, guest string) (uint64, error) {
+	t, err := post[api.Trimmed](ctx, c, route("guests", guest, "trim"), nil)
+	return t.Bytes, err
+}
+
+// SetClock sets a guest's clock to that of its host.
+func (c *Client) SetClock(ctx context.Context, guest string) error {
+	_, err := c.do(ctx, call{method: http.MethodPost, path: route("guests", guest, "clock")})
+	return err
+}
+
 // Explain says where a guest is, where it should be, and what comes next.
 func (c *Client) Explain(ctx context.Context, guest string) (api.Explanation, error) {
 	return get[api.Explanation](ctx, c, route("guests", guest, "explain"), nil)

@@ -181,6 +181,29 @@ func TestTerminal(t *testing.T) {
 		ended(t, cmd, 0)
 		m.see("\x1b[?1049l")
 	})
+	check("password", func(t *testing.T, m *terminal) {
+		cmd := m.start("password", "web1")
+		m.see("New password for root of web1: ")
+		m.keys("hidden words\r")
+		m.see("Again: ")
+		m.keys("hidden words\r")
+		ended(t, cmd, 0)
+		cmd = m.start("password", "web1")
+		m.keys("one\rother\r")
+		ended(t, cmd, 1)
+		m.see("these are not the same")
+		m.mu.Lock()
+		defer m.mu.Unlock()
+		if strings.Contains(m.screen.String(), "hidden") {
+			t.Error("the password was shown")
+		}
+	})
+	check("password and ^C", func(t *testing.T, m *terminal) {
+		cmd := m.start("password", "web1")
+		m.see("New password for root of web1: ")
+		m.keys("hid\x03")
+		ended(t, cmd, 130)
+	})
 	check("progress and ^C", func(t *testing.T, m *terminal) {
 		cmd := m.start("launch", "busybox", "slow1")
 		m.see("working")

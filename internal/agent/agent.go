@@ -1,6 +1,6 @@
 // Package agent is the small program that engines start inside a guest, in the
 // guest's namespaces and as its root, to do what needs the guest's own view:
-// moving files in and out.
+// moving files in and out, and letting its owner log in.
 package agent
 
 import (
@@ -16,6 +16,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/errs"
 	"lodge/internal/base/treetar"
 )
 
@@ -26,7 +27,7 @@ const (
 	NotFound = 3
 )
 
-const usage = "usage: lodge-agent files pack PATH | lodge-agent files unpack DIR"
+const usage = "usage: lodge-agent files pack PATH | files unpack DIR | login password USER | login keys USER"
 
 // buffer of the streams: large enough that the pipe, not the calls, is the limit.
 const buffer = 256 << 10
@@ -38,11 +39,19 @@ func Main(ctx context.Context, args []string, in io.Reader, out, errw io.Writer)
 	if err == nil {
 		return Done
 	}
-	fmt.Fprintln(errw, "lodge-agent: "+strings.ReplaceAll(err.Error(), "\n", "; "))
-	if errors.Is(err, ErrMissing) {
+	fmt.Fprintln(errw, "lodge-agent: "+strings.ReplaceAll(words(err), "\n", "; "))
+	if errors.Is(err, ErrMissing) || errs.Is(err, errs.NotFound) {
 		return NotFound
 	}
 	return Failed
+}
+
+// words is what is wrong, for a person who knows what was asked for.
+func words(err error) string {
+	if ours, ok := err.(*errs.Error); ok && ours.Kind != errs.Internal && ours.Msg != "" {
+		return ours.Msg
+	}
+	return err.Error()
 }
 
 // ErrMissing marks that the path of the request itself does not exist.
@@ -51,14 +60,26 @@ var ErrMissing = errors.New("does not exist")
 func missing(path string) error { return fmt.Errorf("%q %w", path, ErrMissing) }
 
 func run(ctx context.Context, args []string, in io.Reader, out io.Writer) error {
-	if len(args) != 3 || args[0] != "files" {
+	if len(args) != 3 {
 		return errors.New(usage)
 	}
-	switch args[1] {
-	case "pack":
+	switch args[0] + " " + args[1] {
+	case "files pack":
 		return Pack(ctx, args[2], out)
-	case "unpack":
+	case "files unpack":
 		return Unpack(ctx, args[2], in)
+	case "login password":
+		text, err := io.ReadAll(io.LimitReader(in, RequestMax))
+		if err != nil {
+			return err
+		}
+		return SetPassword(args[2], string(text))
+	case "login keys":
+		text, err := io.ReadAll(io.LimitReader(in, RequestMax))
+		if err != nil {
+			return err
+		}
+		return Authorize(args[2], strings.Split(string(text), "\n"))
 	}
 	return errors.New(usage)
 }

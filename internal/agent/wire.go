@@ -134,23 +134,24 @@ const (
 	OpTrim     Op = "trim"     // result with Bytes
 	OpClock    Op = "clock"    // Time
 	OpPassword Op = "password" // User, Hash
-	OpSeed     Op = "seed"     // Entropy
 	OpHold     Op = "hold"     // Bytes of memory to keep from the guest's programs; pages that the host may take, then the result with Bytes
+	OpKeys     Op = "keys"     // User, Keys: those who have them may log in
 )
 
 // Request is what the host asks.
 type Request struct {
-	Op      Op      `json:"op"`
-	Exec    *Exec   `json:"exec,omitempty"`
-	Path    string  `json:"path,omitempty"`
-	Slots   []int   `json:"slots,omitempty"` // of the mailbox that are this request's
-	Seconds float64 `json:"seconds,omitempty"`
-	Config  *Config `json:"config,omitempty"`
-	Time    int64   `json:"time,omitempty"` // nanoseconds since 1970
-	User    string  `json:"user,omitempty"`
-	Hash    string  `json:"hash,omitempty"`    // as in /etc/shadow
-	Entropy string  `json:"entropy,omitempty"` // hexadecimal digits
-	Bytes   uint64  `json:"bytes,omitempty"`
+	Op      Op       `json:"op"`
+	Exec    *Exec    `json:"exec,omitempty"`
+	Path    string   `json:"path,omitempty"`
+	Slots   []int    `json:"slots,omitempty"` // of the mailbox that are this request's
+	Seconds float64  `json:"seconds,omitempty"`
+	Config  *Config  `json:"config,omitempty"`
+	Time    int64    `json:"time,omitempty"` // nanoseconds since 1970
+	User    string   `json:"user,omitempty"`
+	Hash    string   `json:"hash,omitempty"`    // as in /etc/shadow
+	Keys    []string `json:"keys,omitempty"`    // as in authorized_keys
+	Entropy string   `json:"entropy,omitempty"` // hexadecimal digits
+	Bytes   uint64   `json:"bytes,omitempty"`
 }
 
 // Exec is a program to run, with the meaning of session.Request.

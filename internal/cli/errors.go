@@ -178,6 +178,17 @@ func Args(check cobra.PositionalArgs) cobra.PositionalArgs {
 	}
 }
 
+// Some checks that at least the arguments called names are given, of which the
+// last may be several, and says what is missing by name.
+func Some(names ...string) cobra.PositionalArgs {
+	return func(cmd *cobra.Command, args []string) error {
+		if len(args) < len(names) {
+			return Usagef(cmd, "%s is missing", names[len(args)])
+		}
+		return nil
+	}
+}
+
 // Named checks that exactly the arguments called names are given, and says what
 // is missing by name.
 func Named(names ...string) cobra.PositionalArgs {

@@ -7,6 +7,7 @@ import (
 	"io"
 	"os"
 	"os/signal"
+	"strings"
 	"sync"
 	"syscall"
 
@@ -55,6 +56,63 @@ func (s *Streams) Raw() (restore func(), err error) {
 		return nil, fmt.Errorf("raw terminal: %w", err)
 	}
 	return func() { term.Restore(int(s.In.Fd()), old) }, nil
+}
+
+// NewPassword reads a password: from a terminal twice and unseen, after asking
+// for what, otherwise one line.
+func (s *Streams) NewPassword(ctx context.Context, what string) (string, error) {
+	if !s.InTTY {
+		return firstLine(s.In)
+	}
+	first, err := s.unseen(ctx, what)
+	if err != nil {
+		return "", err
+	}
+	again, err := s.unseen(ctx, "Again")
+	if err == nil && again != first {
+		err = errors.New("these are not the same")
+	}
+	return first, err
+}
+
+// unseen asks at the terminal for what, which is not shown while it is typed.
+// Whoever is interrupted does not have to press Enter, and finds the terminal as
+// it was.
+func (s *Streams) unseen(ctx context.Context, what string) (string, error) {
+	fd := int(s.In.Fd())
+	old, err := term.GetState(fd)
+	if err != nil {
+		return "", err
+	}
+	defer fmt.Fprintln(s.Err)
+	fmt.Fprint(s.Err, what+": ")
+	type answer struct {
+		text []byte
+		err  error
+	}
+	typed := make(chan answer, 1)
+	go func() {
+		text, err := term.ReadPassword(fd)
+		typed <- answer{text, err}
+	}()
+	select {
+	case a := <-typed:
+		return string(a.text), a.err
+	case <-ctx.Done():
+		return "", errors.Join(context.Cause(ctx), term.Restore(fd, old))
+	}
+}
+
+// lineMax bounds what is read where one line should be.
+const lineMax = 4096
+
+func firstLine(r io.Reader) (string, error) {
+	b, err := io.ReadAll(io.LimitReader(r, lineMax))
+	if err != nil {
+		return "", err
+	}
+	line, _, _ := strings.Cut(string(b), "\n")
+	return strings.TrimSuffix(line, "\r"), nil
 }
 
 // Notef tells a person at a terminal how things go; a script is not bothered.

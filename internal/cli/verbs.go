@@ -65,9 +65,10 @@ func ListCommand[T any](f *Factory, short, example string, header []string,
 func RemoveCommand(f *Factory, use, short, example string, names func(context.Context, *client.Client) ([]string, error),
 	remove func(c *client.Client, ctx context.Context, name string, wait time.Duration) (api.Operation, error)) *cobra.Command {
 	var wait Waiting
+	_, what, _ := strings.Cut(use, " ")
 	cmd := &cobra.Command{
 		Use: use, Short: short, Example: example, Aliases: []string{"delete"},
-		Args:              Args(cobra.MinimumNArgs(1)),
+		Args:              Some(strings.TrimSuffix(what, "…")),
 		ValidArgsFunction: f.Complete(0, names),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.Each(cmd.Context(), &wait, args, func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {

@@ -6,6 +6,7 @@ import (
 	"context"
 	"io"
 	"net/netip"
+	"time"
 
 	"lodge/internal/base/session"
 	"lodge/internal/keeper"
@@ -195,6 +196,22 @@ type (
 	Quiescer interface {
 		Quiesce(ctx context.Context) (release func() error, err error)
 	}
+	// Admitter lets in the owner of a guest who has no other way left.
+	Admitter interface {
+		// SetPassword gives a user of the guest a new password.
+		SetPassword(ctx context.Context, user, password string) error
+		// Authorize adds to the keys that user may log in with by SSH.
+		Authorize(ctx context.Context, user string, keys []string) error
+	}
+	// Trimmer gives back to the pool what a guest's volume holds and the guest
+	// does not use, and tells how many bytes its file system offered.
+	Trimmer interface {
+		Trim(ctx context.Context) (uint64, error)
+	}
+	// Timekeeper sets the clock of a guest that has one of its own.
+	Timekeeper interface {
+		SetClock(ctx context.Context, now time.Time) error
+	}
 	// Renewer gives a guest that was copied from another while it ran an
 	// identity of its own: that of the record it was connected with.
 	Renewer interface {
@@ -265,5 +282,8 @@ type Can struct {
 	Debug   bool `json:"debug"`
 	Quiesce bool `json:"quiesce"`
 	Renew   bool `json:"renew"`
+	Admit   bool `json:"admit"` // passwords and keys of its users
+	Trim    bool `json:"trim"`
+	Clock   bool `json:"clock"`
 	Disk    bool `json:"disk"` // boots guests from disks of their own
 }

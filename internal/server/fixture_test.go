@@ -70,7 +70,7 @@ func newHouse(t *testing.T) *house {
 		PortFree: func(string, netip.Addr, uint16) error { return nil },
 	})
 	h.Server = New(ctx, Options{
-		Door: door, Store: s, Tables: tb, Live: h.live, Images: fakeImages{}, Screens: &fakeScreens{}, Explain: explained, Probe: probed,
+		Door: door, Store: s, Tables: tb, Live: h.live, Images: fakeImages{}, Screens: &fakeScreens{}, Care: fakeCare{}, Explain: explained, Probe: probed,
 		Space: func(context.Context, string) (Space, error) { return Space{100, 40, 60}, nil },
 		Doctor: func(_ context.Context, fix bool) ([]api.Check, error) {
 			return []api.Check{{Name: "x", State: "ok", Fixed: fix}}, nil

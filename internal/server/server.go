@@ -69,6 +69,7 @@ type Options struct {
 	Images Images
 	// Screens are those of running guests.
 	Screens Screens
+	Care    Care
 	Space   func(ctx context.Context, pool string) (Space, error)
 	// Explain says where a guest is, where it should be, and what comes next.
 	Explain func(ctx context.Context, id string) (guest.Explanation, error)
@@ -125,6 +126,7 @@ func (s *Server) routes() {
 	s.snapshotRoutes()
 	s.streamRoutes()
 	s.displayRoutes()
+	s.careRoutes()
 	s.deviceRoutes()
 	s.engineRoutes()
 	s.imageRoutes()

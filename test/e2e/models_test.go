@@ -104,6 +104,7 @@ func (s *server) sideBySide(t *testing.T) {
 		})
 		s.carries(name)
 		s.limits(name)
+		s.cares(name)
 	}
 	for name := range ofModel {
 		s.lodge("pause", name)

@@ -193,6 +193,15 @@ func (s *server) lodge(args ...string) string {
 	return r.out
 }
 
+// fed runs the command line with something on its standard input; it must
+// succeed.
+func (s *server) fed(stdin string, args ...string) {
+	s.t.Helper()
+	if r := s.tryWith([]byte(stdin), args...); r.code != 0 {
+		s.t.Fatalf("lodge %s: exit status %d\n%s%s", strings.Join(args, " "), r.code, r.out, r.err)
+	}
+}
+
 // refused runs the command line, which must fail with the exit status and name
 // every one of words in its error.
 func (s *server) refused(code int, words []string, args ...string) {

@@ -1,7 +1,10 @@
 package dial
 
 import (
+	"cmp"
 	"context"
+	"crypto/rand"
+	"encoding/hex"
 	"errors"
 	"io"
 	"time"
@@ -9,6 +12,7 @@ import (
 	"github.com/hashicorp/yamux"
 
 	"lodge/internal/agent"
+	"lodge/internal/base/account"
 	"lodge/internal/base/errs"
 )
 
@@ -74,12 +78,33 @@ func (l *Link) SetClock(ctx context.Context, now time.Time) error {
 
 // SetPassword gives a user of the guest a new password.
 func (l *Link) SetPassword(ctx context.Context, user, password string) error {
-	hash, err := hashPassword(password)
+	if err := account.CheckUser(user); err != nil {
+		return err
+	}
+	hash, err := account.HashPassword(password)
 	if err != nil {
 		return err
 	}
 	_, err = l.ask(ctx, agent.Request{Op: agent.OpPassword, User: user, Hash: hash}, answerTimeout)
 	return err
+}
+
+// Authorize lets who has one of the keys log in as a user of the guest.
+func (l *Link) Authorize(ctx context.Context, user string, keys []string) error {
+	if err := cmp.Or(account.CheckUser(user), account.CheckKeys(keys)); err != nil {
+		return err
+	}
+	_, err := l.ask(ctx, agent.Request{Op: agent.OpKeys, User: user, Keys: keys}, answerTimeout)
+	return err
+}
+
+// entropySize is how much randomness a copied guest is given.
+const entropySize = 64
+
+func entropy() string {
+	b := make([]byte, entropySize)
+	rand.Read(b)
+	return hex.EncodeToString(b)
 }
 
 // Renew makes the guest, which may be a copy of another that ran, the one that

@@ -194,9 +194,9 @@ func (a *Agent) simple(r agent.Request) (out agent.Result, err error) {
 	case agent.OpClock:
 		err = setClock(r.Time)
 	case agent.OpPassword:
-		err = setPassword(r.User, r.Hash)
-	case agent.OpSeed:
-		err = seed(r.Entropy)
+		err = agent.SetPassword(r.User, r.Hash)
+	case agent.OpKeys:
+		err = agent.Authorize(r.User, r.Keys)
 	default:
 		err = &errs.Error{Kind: errs.Unsupported, Msg: fmt.Sprintf("the agent does not know %q", r.Op), Hint: "restart the guest: it then gets this host's agent"}
 	}

@@ -20,6 +20,7 @@ import (
 	"lodge/internal/agent"
 	"lodge/internal/base/account"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 )
 
 // searchPath is where programs are looked for when nobody says where.
@@ -371,7 +372,7 @@ func onTerminal(x agent.Exec, who account.Account) (*program, []*os.File, error)
 		return nil, nil, fmt.Errorf("a terminal of the guest: %w", err)
 	}
 	var slave int
-	err = control(master, func(fd int) error {
+	err = proc.Control(master, func(fd int) error {
 		if err := unix.IoctlSetPointerInt(fd, unix.TIOCSPTLCK, 0); err != nil {
 			return err
 		}
@@ -394,23 +395,10 @@ func onTerminal(x agent.Exec, who account.Account) (*program, []*os.File, error)
 }
 
 func resize(terminal *os.File, rows, cols uint16) {
-	_ = control(terminal, func(fd int) error {
+	_ = proc.Control(terminal, func(fd int) error {
 		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 	})
 }
-
-// control calls do with the file's descriptor and leaves the file able to be
-// closed under who waits for it.
-func control(f *os.File, do func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { inner = do(int(fd)) })
-	return errors.Join(err, inner)
-}
-
 func closeAll(files []*os.File) {
 	for _, f := range files {
 		f.Close()

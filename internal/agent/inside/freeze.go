@@ -10,6 +10,7 @@ import (
 
 	"lodge/internal/agent"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 )
 
 // freezeMax is how long the writable layer stays frozen whatever the host says
@@ -62,5 +63,5 @@ func (a *Agent) layer() (*os.File, error) {
 }
 
 func ioctl(f *os.File, request uint) error {
-	return control(f, func(fd int) error { return unix.IoctlSetInt(fd, request, 0) })
+	return proc.Control(f, func(fd int) error { return unix.IoctlSetInt(fd, request, 0) })
 }

@@ -1,7 +1,6 @@
 package inside
 
 import (
-	"bytes"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -9,12 +8,11 @@ import (
 	"slices"
 	"strings"
 	"testing"
-	"time"
 
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/agent"
-	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 	"lodge/test/sandbox"
 )
 
@@ -111,40 +109,6 @@ func TestPersonalGoesNowhere(t *testing.T) {
 	}
 }
 
-func FuzzPasswords(f *testing.F) {
-	f.Add([]byte("root:*:1:::::\nann:!:2::::::\n"), "ann")
-	f.Add([]byte("ann"), "ann")
-	f.Add([]byte(":::\nann:x"), "")
-	f.Fuzz(func(t *testing.T, shadow []byte, user string) {
-		const hash = "$6$salt$hash"
-		out, ok := withPassword(shadow, user, hash, time.Unix(86400*20000, 0))
-		if !ok {
-			if !bytes.Equal(out, shadow) {
-				t.Error("changed for nobody")
-			}
-			return
-		}
-		if bytes.Count(out, []byte("\n")) != bytes.Count(shadow, []byte("\n")) {
-			t.Error("lines were lost or made")
-		}
-		if !strings.ContainsAny(user, ":\n") && !bytes.Contains(out, []byte(user+":"+hash+":20000")) {
-			t.Errorf("%q", out)
-		}
-	})
-}
-
-func TestPasswordsOfOthersStay(t *testing.T) {
-	out, ok := withPassword([]byte("root:*:1:0:99999:7:::\nann:!:2:0:99999:7:::\nannie:x:3::::::"), "ann", "H", time.Unix(86400*20000, 0))
-	if !ok || string(out) != "root:*:1:0:99999:7:::\nann:H:20000:0:99999:7:::\nannie:x:3::::::" {
-		t.Errorf("%q %v", out, ok)
-	}
-	for _, c := range [][2]string{{"", "H"}, {"a:b", "H"}, {"ann", ""}, {"ann", "H:x"}, {"ann", "H\n"}} {
-		if err := setPassword(c[0], c[1]); !errs.Is(err, errs.Invalid) {
-			t.Errorf("%q: %v", c, err)
-		}
-	}
-}
-
 func FuzzAddress(f *testing.F) {
 	f.Add([]byte{2, 16, 0, 0, 1, 0, 0, 0, 8, 0, 1, 0, 10, 0, 0, 1})
 	f.Add([]byte{10, 64, 0, 0, 1, 0, 0, 0, 20, 0, 2, 0})
@@ -173,7 +137,7 @@ func TestHowInitsAreAsked(t *testing.T) {
 			t.Errorf("%+v: %v %q", c, sig, program)
 		}
 	}
-	if !hears([]byte("SigBlk:\t0000000000000000\nSigCgt:\t0000000000000800\n"), unix.SIGUSR2) || hears([]byte("SigIgn:\t0000000000000800\n"), unix.SIGUSR2) {
+	if !proc.Hears([]byte("SigBlk:\t0000000000000000\nSigCgt:\t0000000000000800\n"), unix.SIGUSR2) || proc.Hears([]byte("SigIgn:\t0000000000000800\n"), unix.SIGUSR2) {
 		t.Error("who hears is misjudged")
 	}
 	if !waits("128 0x1 0x2") || waits("running") || waits("") {

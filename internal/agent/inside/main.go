@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/agent"
+	"lodge/internal/base/proc"
 )
 
 // Name is what the agent calls itself. Inits that end all processes when the
@@ -87,7 +88,7 @@ func openChannel(where string) (*os.File, error) {
 	if err != nil {
 		return nil, err
 	}
-	_ = control(f, func(fd int) error {
+	_ = proc.Control(f, func(fd int) error {
 		t, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 		if err != nil {
 			return err

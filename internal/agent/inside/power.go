@@ -10,6 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 )
 
 // stop asks the guest's init to power off or to start anew, in whatever way
@@ -28,7 +29,7 @@ func (a *Agent) stop(reboot bool) error {
 			}
 		}
 	}
-	heard := time.Since(a.born) > settleTime || hears([]byte(read("/proc/1/status")), sig) || waits(read("/proc/1/syscall"))
+	heard := time.Since(a.born) > settleTime || proc.Hears([]byte(read("/proc/1/status")), sig) || waits(read("/proc/1/syscall"))
 	if err := unix.Kill(1, sig); err != nil {
 		return err
 	}
@@ -70,23 +71,6 @@ const settleTime = 10 * time.Second
 func waits(syscall string) bool {
 	f := strings.Fields(syscall)
 	return len(f) > 0 && f[0] == strconv.Itoa(unix.SYS_RT_SIGTIMEDWAIT)
-}
-
-// hears reports whether a process with this /proc/PID/status handles sig, or
-// blocks it to read it later. The kernel drops for process 1 what it does
-// neither with.
-func hears(status []byte, sig unix.Signal) bool {
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		if name != "SigCgt" && name != "SigBlk" {
-			continue
-		}
-		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
-		if err == nil && mask&(1<<(sig-1)) != 0 {
-			return true
-		}
-	}
-	return false
 }
 
 // online makes the guest use processors and memory that were plugged in.

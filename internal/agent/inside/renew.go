@@ -1,11 +1,8 @@
 package inside
 
 import (
-	"bytes"
 	"encoding/hex"
-	"errors"
 	"fmt"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -210,78 +207,4 @@ func hangUpServers() {
 			return
 		}
 	}
-}
-
-// shadowMax bounds the file of passwords.
-const shadowMax = 4 << 20
-
-// setPassword gives a user a new password, by its hash.
-func setPassword(user, hash string) error {
-	if user == "" || strings.ContainsAny(user, ":\n\x00") {
-		return errs.Bad("user", fmt.Sprintf("%q is no user's name", user), "name one of the guest's users")
-	}
-	if hash == "" || len(hash) > 512 || strings.ContainsAny(hash, ":\n\x00") {
-		return errs.Bad("password", "its hash makes no sense", "")
-	}
-	const path = "/etc/shadow"
-	old, err := os.Open(path)
-	if err != nil {
-		return &errs.Error{Kind: errs.Unsupported, Field: "user", Msg: "the guest has no " + path, Err: err}
-	}
-	defer old.Close()
-	var st unix.Stat_t
-	if err := unix.Fstat(int(old.Fd()), &st); err != nil {
-		return err
-	}
-	text, err := io.ReadAll(io.LimitReader(old, shadowMax+1))
-	if err != nil {
-		return err
-	}
-	if len(text) > shadowMax {
-		return &errs.Error{Kind: errs.Unsupported, Msg: path + " of the guest is too large"}
-	}
-	text, ok := withPassword(text, user, hash, time.Now())
-	if !ok {
-		return &errs.Error{Kind: errs.NotFound, Field: "user", Msg: fmt.Sprintf("the guest has no user %q with a password", user), Hint: "add the user first"}
-	}
-	return replace(path, text, st)
-}
-
-// withPassword is the file with another password for user, changed today.
-func withPassword(shadow []byte, user, hash string, now time.Time) ([]byte, bool) {
-	var out bytes.Buffer
-	found := false
-	for line := range bytes.Lines(shadow) {
-		text, ended := bytes.CutSuffix(line, []byte("\n"))
-		f := bytes.Split(text, []byte(":"))
-		if len(f) < 3 || string(f[0]) != user || found {
-			out.Write(line)
-			continue
-		}
-		found = true
-		f[1] = []byte(hash)
-		f[2] = fmt.Appendf(nil, "%d", now.Unix()/(24*60*60))
-		out.Write(bytes.Join(f, []byte(":")))
-		if ended {
-			out.WriteByte('\n')
-		}
-	}
-	return out.Bytes(), found
-}
-
-// replace puts a new file with the owner and mode of the old in its place.
-func replace(path string, text []byte, st unix.Stat_t) error {
-	f, err := os.CreateTemp(filepath.Dir(path), ".lodge-*")
-	if err != nil {
-		return err
-	}
-	_, err = f.Write(text)
-	err = errors.Join(err, f.Chown(int(st.Uid), int(st.Gid)), f.Chmod(os.FileMode(st.Mode&0o777)), f.Sync(), f.Close())
-	if err == nil {
-		err = os.Rename(f.Name(), path)
-	}
-	if err != nil {
-		_ = os.Remove(f.Name())
-	}
-	return err
 }

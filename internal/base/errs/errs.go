@@ -131,6 +131,17 @@ func Missing(ref, hint string) *Error {
 	return &Error{Kind: NotFound, Ref: ref, Msg: "does not exist", Hint: hint}
 }
 
+// About is err as one about the record ref, unless it says itself what it is
+// about or is no error of ours.
+func About(err error, ref string) error {
+	if known, ok := errors.AsType[*Error](err); ok && known.Ref == "" {
+		named := *known
+		named.Ref = ref
+		return &named
+	}
+	return err
+}
+
 // Also adds what went wrong while cleaning up behind err. An error alone stays
 // what it is.
 func Also(err, more error) error {

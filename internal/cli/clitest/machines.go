@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"io"
 	"net/http"
+	"strings"
 
 	"github.com/coder/websocket"
 
@@ -102,4 +103,70 @@ func (s *Server) debug(w http.ResponseWriter, r *http.Request) error {
 	}
 	_, err := io.WriteString(w, "task \x1b[2Jinit\n\n")
 	return err
+}
+
+// password takes root's.
+func (s *Server) password(w http.ResponseWriter, r *http.Request) error {
+	g, err := s.guest(r)
+	if err != nil {
+		return err
+	}
+	var p api.Password
+	if err := decode(r, &p); err != nil {
+		return err
+	}
+	if p.User != "root" {
+		return &api.Error{Kind: api.KindNotFound, Field: "user", Detail: fmt.Sprintf("the guest has no user %q with a password", p.User), Hint: "add the user first"}
+	}
+	s.note(g, "password", p.Password)
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+func (s *Server) authorize(w http.ResponseWriter, r *http.Request) error {
+	g, err := s.guest(r)
+	if err != nil {
+		return err
+	}
+	var k api.AuthorizedKeys
+	if err := decode(r, &k); err != nil {
+		return err
+	}
+	if len(k.Keys) == 0 {
+		return &api.Error{Kind: api.KindInvalid, Field: "keys", Detail: "there are none, or too many", Hint: "give 1 to 64 at a time"}
+	}
+	s.note(g, "keys", strings.Join(k.Keys, "+"))
+	w.WriteHeader(http.StatusNoContent)
+	return nil
+}
+
+// note remembers what came for a guest where a test finds it: as a label.
+func (s *Server) note(g *api.Guest, what, value string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	g.Labels = map[string]string{what: value}
+}
+
+// trim finds the same in every guest that has a disk of its own.
+func (s *Server) trim(w http.ResponseWriter, r *http.Request) error {
+	g, err := s.guest(r)
+	if err != nil {
+		return err
+	}
+	if g.Model == "os" {
+		return &api.Error{Kind: api.KindUnsupported, Ref: "guest/" + g.Name, Detail: "has nothing to trim", Hint: "its files lie on the pool itself"}
+	}
+	return reply(w, 200, api.Trimmed{Bytes: 3 << 20})
+}
+
+func (s *Server) clock(w http.ResponseWriter, r *http.Request) error {
+	g, err := s.guest(r)
+	if err != nil {
+		return err
+	}
+	if g.Model == "os" {
+		return &api.Error{Kind: api.KindUnsupported, Ref: "guest/" + g.Name, Detail: "has no clock of its own", Hint: "it shows the host's"}
+	}
+	w.WriteHeader(http.StatusNoContent)
+	return nil
 }

@@ -34,6 +34,7 @@ func verbs(f *cli.Factory) []*cobra.Command {
 		newTop(f), newStats(f),
 		newAttach(f), newDetach(f), newExplain(f),
 		newScreenshot(f), newSendKey(f), newVNC(f),
+		newPassword(f), newAuthorize(f), newTrim(f), newClock(f),
 	}
 }
 

@@ -38,7 +38,7 @@ lodge attach and lodge detach for new ones and to take them away.`,
   lodge set win1 --machine q35 --firmware uefi --tpm
   lodge set db1 --disk data=40GiB`,
 		ValidArgsFunction: completeGuests(f),
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		Args:              cli.Some("GUEST"),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			if cmd.Flags().NFlag() == 0 {
 				return cli.Usagef(cmd, "nothing to change was given")

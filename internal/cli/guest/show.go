@@ -22,7 +22,7 @@ func newShow(f *cli.Factory) *cobra.Command {
 	cmd := &cobra.Command{
 		Use: "show GUEST…", Short: "Show all about guests", Aliases: []string{"inspect"},
 		Example:           "  lodge show web1\n  lodge show web1 -o yaml",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		Args:              cli.Some("GUEST"),
 		ValidArgsFunction: completeGuests(f),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return show(cmd.Context(), f, &output, args)

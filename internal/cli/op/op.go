@@ -75,7 +75,7 @@ func newWait(f *cli.Factory) *cobra.Command {
 		Use: "wait ID…", Short: "Wait until operations have ended",
 		Long:              "Wait until operations have ended, and end as they did.",
 		Example:           "  lodge op wait 01JD3Z\n  lodge op wait --timeout 1m 01JD3Z",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		Args:              cli.Some("ID"),
 		ValidArgsFunction: f.Complete(0, cli.OperationIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			for _, id := range args {
@@ -93,7 +93,7 @@ func newWait(f *cli.Factory) *cobra.Command {
 func newCancel(f *cli.Factory) *cobra.Command {
 	return &cobra.Command{
 		Use: "cancel ID…", Short: "Give operations up", Example: "  lodge op cancel 01JD3Z",
-		Args:              cli.Args(cobra.MinimumNArgs(1)),
+		Args:              cli.Some("ID"),
 		ValidArgsFunction: f.Complete(0, cli.OperationIDs),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			c, err := f.Client()

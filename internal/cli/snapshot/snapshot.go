@@ -128,7 +128,7 @@ func newRm(f *cli.Factory) *cobra.Command {
 	var wait cli.Waiting
 	cmd := &cobra.Command{
 		Use: "rm GUEST SNAPSHOT…", Short: "Remove snapshots of a guest", Aliases: []string{"delete"}, Example: "  lodge snapshot rm web1 before-upgrade",
-		Args:              cli.Args(cobra.MinimumNArgs(2)),
+		Args:              cli.Some("GUEST", "SNAPSHOT"),
 		ValidArgsFunction: complete(f, 0),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return f.Each(cmd.Context(), &wait, args[1:], func(ctx context.Context, c *client.Client, name string, w time.Duration) (api.Operation, error) {

@@ -58,14 +58,11 @@ func (r *Reconciler) live(ctx context.Context, id string) (engine.Machine, guest
 
 // Exec runs a program inside a running guest.
 func (r *Reconciler) Exec(ctx context.Context, id string, req session.Request) (session.Session, error) {
-	m, g, err := r.live(ctx, id)
+	m, g, err := r.answering(ctx, id)
 	if err != nil {
 		return nil, err
 	}
 	defer m.Close()
-	if g.Status.Phase == guest.Paused {
-		return nil, &errs.Error{Kind: errs.Conflict, Ref: g.Key().String(), Msg: "is paused", Hint: "lodge resume " + g.Name}
-	}
 	e, ok := m.(engine.Execer)
 	if !ok {
 		return nil, cannot(g, "run programs in it")

@@ -56,6 +56,9 @@ func abilities(m engine.Machine, disk bool) engine.Can {
 	_, is.Debug = m.(engine.Debugger)
 	_, is.Quiesce = m.(engine.Quiescer)
 	_, is.Renew = m.(engine.Renewer)
+	_, is.Admit = m.(engine.Admitter)
+	_, is.Trim = m.(engine.Trimmer)
+	_, is.Clock = m.(engine.Timekeeper)
 	return is
 }
 

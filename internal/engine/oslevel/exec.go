@@ -16,6 +16,7 @@ import (
 
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 	"lodge/internal/base/session"
 	"lodge/internal/launch"
 	"lodge/internal/launch/plan"
@@ -398,19 +399,9 @@ func (p *process) Resize(rows, cols uint16) error {
 	if p.terminal == nil {
 		return nil
 	}
-	return control(p.terminal, func(fd int) error {
+	return proc.Control(p.terminal, func(fd int) error {
 		return unix.IoctlSetWinsize(fd, unix.TIOCSWINSZ, &unix.Winsize{Row: rows, Col: cols})
 	})
-}
-
-func control(f *os.File, do func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { inner = do(int(fd)) })
-	return errors.Join(err, inner)
 }
 
 // Signal sends a signal to the program.
@@ -419,7 +410,7 @@ func (p *process) Signal(sig os.Signal) error {
 	if !ok {
 		return errs.Bad("signal", fmt.Sprintf("%v is not a signal", sig), "")
 	}
-	err := control(p.file, func(fd int) error { return unix.PidfdSendSignal(fd, n, nil, 0) })
+	err := proc.Control(p.file, func(fd int) error { return unix.PidfdSendSignal(fd, n, nil, 0) })
 	if errors.Is(err, unix.ESRCH) {
 		return nil
 	}

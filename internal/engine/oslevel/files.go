@@ -2,6 +2,7 @@ package oslevel
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -10,29 +11,62 @@ import (
 	"path"
 	"strings"
 
+	accounts "lodge/internal/base/account"
 	"lodge/internal/base/errs"
 )
 
 // Pack writes a file or tree of the guest as a tar stream. The agent does it
 // inside the guest's namespaces, where no link leads to the host.
 func (m *Machine) Pack(ctx context.Context, file string, w io.Writer) error {
-	return m.carry(ctx, []string{"files", "pack"}, file, nil, w)
+	if err := absolute(file); err != nil {
+		return err
+	}
+	return m.carry(ctx, "path", []string{"files", "pack", file}, nil, w)
 }
 
 // Unpack makes what the tar stream r holds below the guest's dir.
 func (m *Machine) Unpack(ctx context.Context, dir string, r io.Reader) error {
-	return m.carry(ctx, []string{"files", "unpack"}, dir, r, nil)
+	if err := absolute(dir); err != nil {
+		return err
+	}
+	return m.carry(ctx, "path", []string{"files", "unpack", dir}, r, nil)
+}
+
+func absolute(where string) error {
+	if !path.IsAbs(where) {
+		return errs.Bad("path", fmt.Sprintf("%q is not an absolute path", where), "start it with /")
+	}
+	return nil
+}
+
+// SetPassword gives a user of the guest a new password. Its hash goes in by the
+// agent's input, where no process list shows it.
+func (m *Machine) SetPassword(ctx context.Context, user, password string) error {
+	if err := accounts.CheckUser(user); err != nil {
+		return err
+	}
+	hash, err := accounts.HashPassword(password)
+	if err != nil {
+		return err
+	}
+	return m.carry(ctx, "user", []string{"login", "password", user}, strings.NewReader(hash), nil)
+}
+
+// Authorize lets who has one of the keys log in as a user of the guest.
+func (m *Machine) Authorize(ctx context.Context, user string, keys []string) error {
+	if err := cmp.Or(accounts.CheckUser(user), accounts.CheckKeys(keys)); err != nil {
+		return err
+	}
+	return m.carry(ctx, "user", []string{"login", "keys", user}, strings.NewReader(strings.Join(keys, "\n")), nil)
 }
 
 // remarkMax is how much of the agent's complaints is kept, in bytes.
 const remarkMax = 4096
 
-// carry runs the agent as the guest's root with one end of the stream.
-func (m *Machine) carry(ctx context.Context, verb []string, where string, from io.Reader, to io.Writer) error {
-	if !path.IsAbs(where) {
-		return errs.Bad("path", fmt.Sprintf("%q is not an absolute path", where), "start it with /")
-	}
-	x := entry{argv: append([]string{"lodge-agent"}, append(verb, where)...), env: environment(m.g), dir: "/", must: true, agent: m.e.o.Agent}
+// carry runs the agent as the guest's root with one end of the stream. What it
+// complains of is the fault of field.
+func (m *Machine) carry(ctx context.Context, field string, args []string, from io.Reader, to io.Writer) error {
+	x := entry{argv: append([]string{"lodge-agent"}, args...), env: environment(m.g), dir: "/", must: true, agent: m.e.o.Agent}
 	theirs, ours, err := os.Pipe() // the agent's input
 	if err != nil {
 		return err
@@ -74,7 +108,7 @@ func (m *Machine) carry(ctx context.Context, verb []string, where string, from i
 	case failed != nil:
 		return failed
 	case status != 0: // who feeds it may be waiting for bytes that never come
-		return complaint(status, remark)
+		return complaint(status, remark, field)
 	}
 	return <-sent
 }
@@ -101,7 +135,7 @@ func listen(r io.Reader) string {
 const agentNotFound = 3
 
 // complaint turns how the agent ended, and its one line, into an error.
-func complaint(status int, remark string) error {
+func complaint(status int, remark, field string) error {
 	kind := errs.Invalid
 	switch {
 	case status == agentNotFound:
@@ -111,6 +145,6 @@ func complaint(status int, remark string) error {
 	case strings.HasSuffix(remark, "no space left on device"), strings.HasSuffix(remark, "disk quota exceeded"):
 		kind = errs.NoSpace
 	}
-	return &errs.Error{Op: "oslevel.files", Kind: kind, Field: "path", Msg: strings.TrimPrefix(remark, "lodge-agent: "),
+	return &errs.Error{Op: "oslevel.files", Kind: kind, Field: field, Msg: strings.TrimPrefix(remark, "lodge-agent: "),
 		Err: fmt.Errorf("the agent ended with %d", status)}
 }

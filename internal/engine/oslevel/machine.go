@@ -6,13 +6,13 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
-	"strconv"
 	"strings"
 	"time"
 
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
@@ -27,12 +27,13 @@ type Machine struct {
 }
 
 var (
-	_ engine.Machine = (*Machine)(nil)
-	_ engine.Pauser  = (*Machine)(nil)
-	_ engine.Resizer = (*Machine)(nil)
-	_ engine.Execer  = (*Machine)(nil)
-	_ engine.Filer   = (*Machine)(nil)
-	_ engine.Meter   = (*Machine)(nil)
+	_ engine.Machine  = (*Machine)(nil)
+	_ engine.Pauser   = (*Machine)(nil)
+	_ engine.Resizer  = (*Machine)(nil)
+	_ engine.Execer   = (*Machine)(nil)
+	_ engine.Filer    = (*Machine)(nil)
+	_ engine.Admitter = (*Machine)(nil)
+	_ engine.Meter    = (*Machine)(nil)
 )
 
 // Probe reports whether the guest is paused.
@@ -60,7 +61,7 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 	if err := m.held.Signal(ctx, sig); err != nil {
 		return err
 	}
-	if s := m.g.Status.Started; s != nil && time.Since(*s) < bootTime && !hears(status, sig) {
+	if s := m.g.Status.Started; s != nil && time.Since(*s) < bootTime && !proc.Hears(status, sig) {
 		return &errs.Error{Kind: errs.Busy, Ref: m.g.Key().String(), Msg: "may not have heard the signal to stop yet"}
 	}
 	return nil
@@ -69,24 +70,6 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 // bootTime is how long an init may take before it listens to signals: a busy
 // host with many guests that boot.
 const bootTime = 10 * time.Second
-
-// hears reports whether a process with this /proc/PID/status handles sig, or
-// blocks it to read it from a signalfd. The kernel drops for process 1 what it
-// does neither with, such as what comes before its init has set itself up. One
-// that sits in sigwait hears too, and does not show it.
-func hears(status []byte, sig unix.Signal) bool {
-	for line := range strings.Lines(string(status)) {
-		name, value, _ := strings.Cut(line, ":")
-		if name != "SigCgt" && name != "SigBlk" {
-			continue
-		}
-		mask, err := strconv.ParseUint(strings.TrimSpace(value), 16, 64)
-		if err == nil && mask&(1<<(sig-1)) != 0 {
-			return true
-		}
-	}
-	return false
-}
 
 // initName is the kernel's name for the guest's process 1, which its init may
 // have chosen itself, or else that of its command line.

@@ -57,7 +57,7 @@ func New(o Options) *Engine {
 // could once is not asked again: that takes longer than all else of a request.
 func (e *Engine) Info(context.Context) (engine.Info, error) {
 	i := engine.Info{Name: "oslevel", Model: guest.OS, Version: release(), Form: guest.Tree,
-		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true}}
+		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Admit: true}}
 	if !e.fit.Load() {
 		i.Missing, i.Hint = missing(e.o)
 		e.fit.Store(i.Missing == "")

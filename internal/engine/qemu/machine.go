@@ -17,6 +17,7 @@ import (
 
 // Machine is one running guest. Its methods are safe for concurrent use.
 type Machine struct {
+	dial.Care
 	e     *Engine
 	g     guest.Guest
 	parts engine.Parts
@@ -38,6 +39,10 @@ var (
 	_ engine.Quiescer = (*Machine)(nil)
 	_ engine.Screener = (*Machine)(nil)
 	_ engine.Debugger = (*Machine)(nil)
+
+	_ engine.Admitter   = (*Machine)(nil)
+	_ engine.Trimmer    = (*Machine)(nil)
+	_ engine.Timekeeper = (*Machine)(nil)
 )
 
 // Probe tells how the guest is. A monitor that does not answer is trouble of
@@ -95,12 +100,7 @@ func (m *Machine) Resume(ctx context.Context) error {
 
 // about says which guest an error is about.
 func (m *Machine) about(err error) error {
-	if known, ok := errors.AsType[*errs.Error](err); ok && known.Ref == "" {
-		named := *known
-		named.Ref = m.g.Key().String()
-		return &named
-	}
-	return err
+	return errs.About(err, m.g.Key().String())
 }
 
 const (

@@ -18,6 +18,7 @@ import (
 	"runtime"
 	"slices"
 
+	"lodge/internal/agent/dial"
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
@@ -89,7 +90,7 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 		Name: "qemu", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: overhead, Version: "QEMU",
 		Debugs: debugs(),
 		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Save: true, Screen: true, Debug: true,
-			Quiesce: true, Renew: true, Disk: true},
+			Quiesce: true, Renew: true, Disk: true, Admit: true, Trim: true, Clock: true},
 	}
 	if i.Missing, i.Hint = e.missing(); i.Missing != "" {
 		return i, nil
@@ -141,7 +142,9 @@ func (e *Engine) Connect(ctx context.Context, g guest.Guest, parts engine.Parts,
 		return nil, notRunning(g)
 	}
 	l := e.link(ctx, g, parts, h)
-	return &Machine{e: e, g: g, parts: parts, held: h, link: l}, nil
+	m := &Machine{e: e, g: g, parts: parts, held: h, link: l}
+	m.Care = dial.Care{Agent: m.awake, Ref: g.Key().String()}
+	return m, nil
 }
 
 func notRunning(g guest.Guest) error {

@@ -4,13 +4,13 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"os"
 	"slices"
 	"strconv"
 
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 	"lodge/internal/engine"
 	"lodge/internal/launch"
 )
@@ -106,7 +106,7 @@ func (m *Machine) behind(device string) int {
 			continue // the kernel closed it, for whatever reason
 		}
 		name := ""
-		err = control(f, func(fd int) (err error) {
+		err = proc.Control(f, func(fd int) (err error) {
 			name, err = tapName(fd)
 			return err
 		})
@@ -140,24 +140,12 @@ func (m *Machine) open(i int, n engine.NIC) error {
 		return err
 	}
 	defer f.Close()
-	return control(f, func(fd int) error {
+	return proc.Control(f, func(fd int) error {
 		if err := launch.Plug(fd, n.Device, n.Master, unix.IFF_VNET_HDR, n.MTU); err != nil {
 			return err
 		}
 		return unix.IoctlSetInt(fd, unix.TUNSETOFFLOAD, 0)
 	})
-}
-
-// control does something with a descriptor that the guest's kernel has too: to
-// ask the file for its number would make it block, for both.
-func control(f *os.File, do func(fd int) error) error {
-	raw, err := f.SyscallConn()
-	if err != nil {
-		return err
-	}
-	var inner error
-	err = raw.Control(func(fd uintptr) { inner = do(int(fd)) })
-	return errors.Join(err, inner)
 }
 
 // tell lets the agent name, address and switch on these cards, and switch off

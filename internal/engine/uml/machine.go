@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/agent/dial"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/session"
 	"lodge/internal/engine"
@@ -17,6 +18,7 @@ import (
 
 // Machine is one running guest. Its methods are safe for concurrent use.
 type Machine struct {
+	dial.Care
 	e     *Engine
 	g     guest.Guest
 	parts engine.Parts
@@ -34,6 +36,10 @@ var (
 	_ engine.Plugger  = (*Machine)(nil)
 	_ engine.Debugger = (*Machine)(nil)
 	_ engine.Quiescer = (*Machine)(nil)
+
+	_ engine.Admitter   = (*Machine)(nil)
+	_ engine.Trimmer    = (*Machine)(nil)
+	_ engine.Timekeeper = (*Machine)(nil)
 )
 
 // silence is how long an agent may not answer before that is a trouble: longer

@@ -17,6 +17,7 @@ import (
 	"sync"
 	"time"
 
+	"lodge/internal/agent/dial"
 	"lodge/internal/base/cgroup"
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
@@ -75,7 +76,7 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	i := engine.Info{
 		Name: "uml", Model: guest.Paravirt, Form: guest.Volume, Kernel: "um", Overhead: overhead, Pin: true, Debugs: debugs(),
 		Version: "User-Mode Linux",
-		Can:     engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Debug: true, Quiesce: true},
+		Can:     engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Debug: true, Quiesce: true, Admit: true, Trim: true, Clock: true},
 	}
 	if i.Missing, i.Hint = e.missing(); i.Missing != "" {
 		return i, nil
@@ -140,7 +141,9 @@ func (e *Engine) Connect(_ context.Context, g guest.Guest, parts engine.Parts, h
 		}
 		return nil, err
 	}
-	return &Machine{e: e, g: g, parts: parts, held: h, line: l}, nil
+	m := &Machine{e: e, g: g, parts: parts, held: h, line: l}
+	m.Care = dial.Care{Agent: func() (*dial.Link, error) { return l.Link, m.runs() }, Ref: g.Key().String()}
+	return m, nil
 }
 
 func notRunning(g guest.Guest) error {

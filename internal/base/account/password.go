@@ -1,35 +1,30 @@
-package dial
+package account
 
 import (
+	"bytes"
 	"crypto/rand"
 	"crypto/sha512"
-	"encoding/hex"
+	"fmt"
 	"strings"
+	"time"
 
 	"lodge/internal/base/errs"
 )
-
-// entropySize is how much randomness a copied guest is given.
-const entropySize = 64
-
-func entropy() string {
-	b := make([]byte, entropySize)
-	rand.Read(b)
-	return hex.EncodeToString(b)
-}
 
 // Bounds of what the scheme takes.
 const (
 	passwordMax = 256
 	saltLen     = 16
 	rounds      = 5000
+	nameMax     = 256
+	hashMax     = 512
 )
 
 const cryptAlphabet = "./0123456789ABCDEFGHIJKLMNOPQRSTUVWXYZabcdefghijklmnopqrstuvwxyz"
 
-// hashPassword makes a password what /etc/shadow holds, by the scheme that
+// HashPassword makes a password what /etc/shadow holds, by the scheme that
 // every distribution's C library knows.
-func hashPassword(password string) (string, error) {
+func HashPassword(password string) (string, error) {
 	switch {
 	case password == "":
 		return "", errs.Bad("password", "is empty", "give one")
@@ -96,4 +91,43 @@ func sha512Crypt(password, salt string) string {
 	}
 	group(0, 0, digest[63], 2)
 	return "$6$" + salt + "$" + out.String()
+}
+
+// WithPassword is a guest's /etc/shadow with another password for user, as its
+// hash, changed today. It is false, and shadow as it was, where user has none.
+func WithPassword(shadow []byte, user, hash string, today time.Time) ([]byte, bool) {
+	var out bytes.Buffer
+	found := false
+	for line := range bytes.Lines(shadow) {
+		text, ended := bytes.CutSuffix(line, []byte("\n"))
+		f := bytes.Split(text, []byte(":"))
+		if len(f) < 3 || string(f[0]) != user || found {
+			out.Write(line)
+			continue
+		}
+		found = true
+		f[1] = []byte(hash)
+		f[2] = fmt.Appendf(nil, "%d", today.Unix()/(24*60*60))
+		out.Write(bytes.Join(f, []byte(":")))
+		if ended {
+			out.WriteByte('\n')
+		}
+	}
+	return out.Bytes(), found
+}
+
+// CheckUser refuses what cannot be the name of a guest's user.
+func CheckUser(user string) error {
+	if user == "" || len(user) > nameMax || strings.ContainsAny(user, ":/\n\x00") {
+		return errs.Bad("user", fmt.Sprintf("%q is no user's name", user), "name one of the guest's users")
+	}
+	return nil
+}
+
+// CheckHash refuses what would break a line of /etc/shadow.
+func CheckHash(hash string) error {
+	if hash == "" || len(hash) > hashMax || strings.ContainsAny(hash, ":\n\x00") {
+		return errs.Bad("password", "its hash makes no sense", "")
+	}
+	return nil
 }
