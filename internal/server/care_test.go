@@ -39,14 +39,14 @@ func TestCare(t *testing.T) {
 		t.Errorf("%+v", e)
 	}
 	const secret = "correct horse battery staple "
-	if e := want[api.Error](h, 400, "POST", "/v1/guests/web1/password", api.Password{Password: strings.Repeat(secret, 20)}); strings.Contains(e.Detail+e.Hint, secret) {
+	if e := want[api.Error](h, 422, "POST", "/v1/guests/web1/password", api.Password{Password: strings.Repeat(secret, 20)}); strings.Contains(e.Detail+e.Hint, secret) {
 		t.Errorf("the answer has the password in it: %+v", e)
 	}
 	if strings.Contains(h.log.String(), secret) {
 		t.Error("the log has the password in it")
 	}
 	want[struct{}](h, 204, "POST", "/v1/guests/web1/authorized-keys", api.AuthorizedKeys{Keys: []string{"k"}})
-	want[api.Error](h, 400, "POST", "/v1/guests/web1/authorized-keys", api.AuthorizedKeys{Keys: []string{}})
+	want[api.Error](h, 422, "POST", "/v1/guests/web1/authorized-keys", api.AuthorizedKeys{Keys: []string{}})
 	if n := want[api.Trimmed](h, 200, "POST", "/v1/guests/web1/trim", nil); n.Bytes != 5 {
 		t.Errorf("trimmed %d", n.Bytes)
 	}

@@ -77,7 +77,7 @@ func Run(t *testing.T, h Harness) {
 		// Those that leave their guest as it was:
 		{"info", info}, {"program", program}, {"exec", execute}, {"env", env}, {"execMany", executeMany}, {"execGivenUp", givenUp}, {"terminal", terminal},
 		{"pause", pause}, {"resize", resize}, {"throttle", throttle}, {"files", files}, {"usage", usage}, {"quiesce", quiesce}, {"screen", screen},
-		{"admit", admit}, {"trim", trim}, {"timekeeping", timekeeping},
+		{"passwords", passwords}, {"authorize", authorize}, {"trim", trim}, {"timekeeping", timekeeping},
 		{"diskFull", diskFull}, {"memoryFull", memoryFull}, {"plugDisk", plugDisk}, {"plugNIC", plugNIC},
 		{"reconnect", reconnect}, {"keeperKilled", keeperKilled}, {"daemonKilled", daemonKilled},
 		// Those that do not:
