@@ -340,3 +340,35 @@ func TestWhenAnAgentIsExpected(t *testing.T) {
 		}
 	}
 }
+
+// TestCareByTheirAgent has owners of guests of disks let in.
+func TestCareByTheirAgent(t *testing.T) {
+	v, _ := imitated(t, &qgatest.Agent{Forbidden: "guest-set-time"})
+	const key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIHJ1bm5pbmctb3V0LW9mLWlkZWFzLWZvci1rZXlzLiEh ann@desk"
+	if err := v.SetPassword(t.Context(), "root", "open, sesame"); err != nil {
+		t.Error(err)
+	}
+	if err := v.Authorize(t.Context(), "root", []string{key}); err != nil {
+		t.Error(err)
+	}
+	if n, err := v.Trim(t.Context()); err != nil || n != 7 {
+		t.Errorf("trimmed %d: %v", n, err)
+	}
+	for what, err := range map[string]error{
+		"another user":      v.SetPassword(t.Context(), "ann", "x"),
+		"what is forbidden": v.SetClock(t.Context(), time.Now()),
+	} {
+		if !errs.Is(err, errs.Unsupported) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+	for what, err := range map[string]error{
+		"no password": v.SetPassword(t.Context(), "root", ""),
+		"no name":     v.SetPassword(t.Context(), "a:b", "x"),
+		"no key":      v.Authorize(t.Context(), "root", []string{"x"}),
+	} {
+		if !errs.Is(err, errs.Invalid) {
+			t.Errorf("%s: %v", what, err)
+		}
+	}
+}

@@ -8,6 +8,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/agent/dial"
 	"lodge/internal/base/errs"
 	"lodge/internal/base/session"
 	"lodge/internal/engine"
@@ -159,6 +160,17 @@ type voice interface {
 
 // voice returns the agent of a guest that can answer.
 func (m *Machine) voice() (voice, error) {
+	if err := m.awake(); err != nil {
+		return nil, err
+	}
+	if m.link.agent != nil {
+		return m.link.agent, nil
+	}
+	return theirVoice{m.link.theirs, m.g}, nil
+}
+
+// carer is voice for what a guest's owner may ask of either agent.
+func (m *Machine) carer() (dial.Carer, error) {
 	if err := m.awake(); err != nil {
 		return nil, err
 	}

@@ -143,7 +143,7 @@ func (e *Engine) Connect(ctx context.Context, g guest.Guest, parts engine.Parts,
 	}
 	l := e.link(ctx, g, parts, h)
 	m := &Machine{e: e, g: g, parts: parts, held: h, link: l}
-	m.Care = dial.Care{Agent: m.awake, Ref: g.Key().String()}
+	m.Care = dial.Care{Agent: m.carer, Ref: g.Key().String()}
 	return m, nil
 }
 

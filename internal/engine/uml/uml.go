@@ -142,7 +142,7 @@ func (e *Engine) Connect(_ context.Context, g guest.Guest, parts engine.Parts, h
 		return nil, err
 	}
 	m := &Machine{e: e, g: g, parts: parts, held: h, line: l}
-	m.Care = dial.Care{Agent: func() (*dial.Link, error) { return l.Link, m.runs() }, Ref: g.Key().String()}
+	m.Care = dial.Care{Agent: func() (dial.Carer, error) { return l.Link, m.runs() }, Ref: g.Key().String()}
 	return m, nil
 }
 

@@ -92,6 +92,33 @@ func (c *Client) SetClock(ctx context.Context, now time.Time) error {
 	return c.Do(ctx, "guest-set-time", map[string]int64{"time": now.UnixNano()}, nil)
 }
 
+// SetPassword gives a user of the guest a new password, by its hash.
+func (c *Client) SetPassword(ctx context.Context, user, hash string) error {
+	args := map[string]any{"username": user, "password": []byte(hash), "crypted": true}
+	return c.Do(ctx, "guest-set-user-password", args, nil)
+}
+
+// Authorize adds to the keys that a user of the guest may log in with.
+func (c *Client) Authorize(ctx context.Context, user string, keys []string) error {
+	return c.Do(ctx, "guest-ssh-add-authorized-keys", map[string]any{"username": user, "keys": keys}, nil)
+}
+
+// Trim tells the guest's disks what its file systems do not use, and returns how
+// many bytes those that could be trimmed said that is.
+func (c *Client) Trim(ctx context.Context) (uint64, error) {
+	var r struct {
+		Paths []struct {
+			Trimmed uint64 `json:"trimmed"`
+		} `json:"paths"`
+	}
+	err := c.Do(ctx, "guest-fstrim", nil, &r)
+	var n uint64
+	for _, p := range r.Paths {
+		n += p.Trimmed
+	}
+	return n, err
+}
+
 // Freeze brings the guest's file systems to rest until Thaw. The agent has no
 // time limit for that: whoever forgets it leaves a guest that hangs. It returns
 // how many there are.
