@@ -13,6 +13,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/proc"
 	"lodge/internal/base/units"
 	"lodge/internal/engine"
 	"lodge/internal/launch"
@@ -76,7 +77,7 @@ func (m *Machine) hold(ctx context.Context, bytes uint64) (held uint64, err erro
 	}
 	defer file.Close()
 	held, err = m.line.Hold(ctx, bytes, func(pages []uint32) error {
-		return control(file, func(fd int) error { return punch(fd, pages) })
+		return proc.Control(file, func(fd int) error { return punch(fd, pages) })
 	})
 	return min(held, bytes), err
 }
