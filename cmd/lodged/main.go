@@ -133,6 +133,9 @@ func options(args []string, talk io.Writer) (daemon.Options, error) {
 	if o.HTTPS == "none" {
 		o.HTTPS = ""
 	}
+	if self, err := os.Executable(); err == nil { // where it cannot be told, KVM is not tried
+		o.KVMProbe = []string{self, "kvm-probe"}
+	}
 	o.Log = slog.New(slog.NewTextHandler(talk, &slog.HandlerOptions{Level: l}))
 	return o, nil
 }

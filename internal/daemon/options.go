@@ -27,6 +27,11 @@ type Options struct {
 	Log       *slog.Logger
 
 	Engines engine.Set // beside Lodge's own, after them
+
+	// KVMProbe is a command that calls ProbeKVM, in a process of its own since
+	// a broken KVM hangs its caller. Only the program knows what starts it so;
+	// without one KVM is not tried and not used.
+	KVMProbe []string
 }
 
 // Defaults returns the options of a server that is Lodge's alone.

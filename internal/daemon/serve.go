@@ -138,15 +138,10 @@ func (c content) Export(ctx context.Context, name, format string, w io.Writer) e
 	return c.images.Export(ctx, rec.Status.Digest, format, w)
 }
 
-// examine runs the doctor. The KVM probe is a process of its own: a broken KVM
-// hangs whoever tries it.
+// examine runs the doctor.
 func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
-	probe, err := kvmProbe()
-	if err != nil {
-		return nil, err
-	}
 	var out []api.Check
-	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: probe, Kernels: d.kernelsThere(ctx)}
+	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: d.opt.KVMProbe, Kernels: d.kernelsThere(ctx)}
 	d.networks.All(func(_ string, f fabric.Fabric) { o.Bridges = append(o.Bridges, f.Device()) })
 	for _, c := range doctor.Run(ctx, o) {
 		out = append(out, api.Check{
@@ -156,21 +151,9 @@ func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
 	return out, nil
 }
 
-// kvmProbe is the command that tries KVM.
-func kvmProbe() ([]string, error) {
-	self, err := os.Executable()
-	return []string{self, "kvm-probe"}, err
-}
-
 // tryKVM says whether guests run on this host's KVM at the processor's own
 // speed, and what was seen.
-func tryKVM(ctx context.Context) (bool, string) {
-	probe, err := kvmProbe()
-	if err != nil {
-		return false, err.Error()
-	}
-	return doctor.KVM(ctx, probe)
-}
+func (o Options) tryKVM(ctx context.Context) (bool, string) { return doctor.KVM(ctx, o.KVMProbe) }
 
 // ProbeKVM tries KVM and prints what it found; it may hang.
 func ProbeKVM(out io.Writer) int {

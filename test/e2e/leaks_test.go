@@ -6,6 +6,7 @@ import (
 	"path/filepath"
 	"slices"
 	"strings"
+	"testing"
 
 	"lodge/api"
 )
@@ -114,10 +115,40 @@ func (s *server) leakedFiles(guests map[string]api.Guest) error {
 	if err := same("volumes", all, want); err != nil {
 		return err
 	}
-	if left, _ := filepath.Glob(s.path("data/pools/*/mnt/trash/*")); len(left) > 0 {
-		return fmt.Errorf("volumes wait to be removed: %v", left)
+	for _, under := range []string{"trash", "incoming"} {
+		mounted, _ := filepath.Glob(s.path("data/pools/*/mnt/" + under + "/*"))
+		plain, _ := filepath.Glob(s.path("data/pools/*/" + under + "/*"))
+		if left := append(mounted, plain...); len(left) > 0 {
+			return fmt.Errorf("left in %s: %v", under, left)
+		}
 	}
-	return nil
+	return leakedDisks(append(volumes, plain...), guests)
+}
+
+// leakedDisks checks that what lies beside a guest's writable layer is in its
+// record, and that nothing there is half made.
+func leakedDisks(volumes []string, guests map[string]api.Guest) error {
+	var found, want []string
+	for _, v := range volumes {
+		entries, _ := os.ReadDir(v)
+		for _, e := range entries {
+			name := e.Name()
+			switch {
+			case strings.HasSuffix(name, ".new"), strings.HasSuffix(name, ".used"), name == "copied":
+				found = append(found, filepath.Join(v, name))
+			case strings.HasPrefix(name, "disk-"):
+				found = append(found, filepath.Base(v)+"/"+name)
+			}
+		}
+		for _, g := range guests {
+			for _, d := range g.Disks {
+				if d.ISO == "" && g.ID == filepath.Base(v) {
+					want = append(want, g.ID+"/disk-"+d.Name+".raw")
+				}
+			}
+		}
+	}
+	return same("disks", found, want)
 }
 
 func (s *server) leakedDevices(guests map[string]api.Guest) error {
@@ -141,12 +172,7 @@ func (s *server) leakedDevices(guests map[string]api.Guest) error {
 // leakedEntries checks that the guard knows the hardware addresses of the
 // guests that are up and no others.
 func (s *server) leakedEntries(guests map[string]api.Guest) error {
-	rules := ""
-	for table := range strings.SplitSeq(run(s.t, nil, "nft", "list", "ruleset").out, "\ntable ") {
-		if strings.Contains("table "+table, "bridge "+s.flag("--prefix")+"_") { // servers of other tests have tables of their own
-			rules += table + "\n"
-		}
-	}
+	rules := run(s.t, nil, "nft", "list", "ruleset").out
 	var want, found []string
 	for _, g := range guests {
 		for _, n := range g.NICs {
@@ -196,4 +222,60 @@ func (s *server) flag(name string) string {
 		return s.flags[i+1]
 	}
 	return ""
+}
+
+// nothingLeft checks, when a server is down, that nothing of it is left on the
+// host: no mount, loop device, network device, table, group or process. All
+// tables and orphans in the sandbox are some server's, and none other is up.
+func nothingLeft(t testing.TB, dir, group, prefix string) {
+	t.Helper()
+	mounts, err := os.ReadFile("/proc/self/mountinfo")
+	if err != nil {
+		t.Fatal(err)
+	}
+	for line := range strings.SplitSeq(string(mounts), "\n") {
+		if strings.Contains(line, dir) {
+			t.Errorf("a mount is left: %s", line)
+		}
+	}
+	loops, _ := filepath.Glob("/sys/block/loop*/loop/backing_file")
+	for _, l := range loops {
+		if file, _ := os.ReadFile(l); strings.HasPrefix(string(file), dir+"/") {
+			t.Errorf("%s is left: %s", l, file)
+		}
+	}
+	for _, pattern := range []string{"/sys/fs/cgroup/*/" + group, "/sys/fs/cgroup/" + group} {
+		if left, _ := filepath.Glob(pattern); len(left) > 0 {
+			t.Errorf("control groups are left: %v", left)
+		}
+	}
+	if out := run(t, nil, "nft", "list", "tables").out; out != "" {
+		t.Errorf("nftables tables are left: %s", out)
+	}
+	if out := run(t, nil, "ip", "-o", "link").out; strings.Contains(out, " "+prefix) || strings.Contains(out, " lg") {
+		t.Errorf("network devices are left: %s", out)
+	}
+	until(t, "no process is left", func() error {
+		if left := orphans(dir); len(left) > 0 {
+			return fmt.Errorf("%q", left)
+		}
+		return nil
+	})
+}
+
+// orphans are the processes of which nobody but the sandbox's init is the
+// parent, this one apart, and those that were given a name of a server's.
+func orphans(dir string) (left []string) {
+	procs, _ := filepath.Glob("/proc/[0-9]*")
+	for _, p := range procs {
+		stat, _ := os.ReadFile(p + "/stat")
+		argv, _ := os.ReadFile(p + "/cmdline")
+		_, rest, _ := strings.Cut(string(stat), ") ")
+		if f := strings.Fields(rest); len(f) < 2 || f[0] == "Z" || len(argv) == 0 || p == fmt.Sprintf("/proc/%d", os.Getpid()) {
+			continue // it ended meanwhile, or is the kernel's, or this one
+		} else if f[1] == "1" || strings.Contains(string(argv), dir) {
+			left = append(left, p+": "+strings.ReplaceAll(string(argv), "\x00", " "))
+		}
+	}
+	return left
 }

@@ -74,7 +74,7 @@ func TestMakeUp(t *testing.T) {
 	if down := runIn(t, env, nil, root+"/scripts/down.sh"); down.code != 0 {
 		t.Fatalf("make down: %d\n%s%s", down.code, down.out, down.err)
 	}
-	nothingLeft(t, dir, "up")
+	nothingLeft(t, dir, filepath.Base(dir), "up")
 	if up := runIn(t, env, nil, root+"/scripts/up.sh"); up.code != 0 {
 		t.Fatalf("make up after make down: %d\n%s%s", up.code, up.out, up.err)
 	}
@@ -108,37 +108,5 @@ func cloudInit(t *testing.T, dir string, lodge func(args ...string) result) {
 	}
 	if r := lodge("rm", "-f", "seeded"); r.code != 0 {
 		t.Errorf("rm: %s", r.err)
-	}
-}
-
-// nothingLeft checks that no mount, device, table, group or process of a server
-// is left.
-func nothingLeft(t *testing.T, dir, prefix string) {
-	t.Helper()
-	mounts, err := os.ReadFile("/proc/self/mountinfo")
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range strings.Split(string(mounts), "\n") {
-		if strings.Contains(line, dir) {
-			t.Errorf("a mount is left: %s", line)
-		}
-	}
-	for _, pattern := range []string{"/sys/fs/cgroup/*/" + filepath.Base(dir), "/sys/fs/cgroup/" + filepath.Base(dir)} {
-		if left, _ := filepath.Glob(pattern); len(left) > 0 {
-			t.Errorf("control groups are left: %v", left)
-		}
-	}
-	if out := run(t, nil, "nft", "list", "tables").out; strings.Contains(out, prefix) {
-		t.Errorf("nftables tables are left: %s", out)
-	}
-	if out := run(t, nil, "ip", "-o", "link").out; strings.Contains(out, " "+prefix) || strings.Contains(out, " lg") {
-		t.Errorf("network devices are left: %s", out)
-	}
-	procs, _ := filepath.Glob("/proc/[0-9]*/cmdline")
-	for _, p := range procs {
-		if text, _ := os.ReadFile(p); strings.Contains(string(text), dir) {
-			t.Errorf("a process is left: %s", strings.ReplaceAll(string(text), "\x00", " "))
-		}
 	}
 }

@@ -140,6 +140,7 @@ func (s *server) cleanUp() {
 	if err := os.RemoveAll(s.dir); err != nil {
 		s.t.Error(err)
 	}
+	nothingLeft(s.t, s.dir, s.flag("--cgroup"), s.flag("--prefix"))
 }
 
 func lastPart(text []byte, n int) []byte { return text[max(0, len(text)-n):] }

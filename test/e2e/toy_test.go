@@ -40,6 +40,7 @@ func TestToyEngine(t *testing.T) {
 		if err := daemon.Down(context.Background(), o, io.Discard); err != nil {
 			t.Error(err)
 		}
+		nothingLeft(t, s.dir, o.Group, o.Prefix)
 	})
 	until(t, "lodged answers", func() error {
 		select {

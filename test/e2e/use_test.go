@@ -315,7 +315,7 @@ func TestBoot(t *testing.T) {
 	if r := s.down(); r.code != 0 {
 		t.Fatalf("down: %s%s", r.out, r.err)
 	}
-	nothingLeft(t, s.flag("--cgroup"), s.flag("--prefix"))
+	nothingLeft(t, s.dir, s.flag("--cgroup"), s.flag("--prefix"))
 	s.start()
 	until(t, "they come back", func() error {
 		all := s.guests()
