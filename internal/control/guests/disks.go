@@ -101,16 +101,13 @@ func (r *Reconciler) replug(ctx context.Context, g guest.Guest, m engine.Machine
 	if plugs.Empty() || !ok {
 		return nil
 	}
-	have := guest.Devices{Disks: slices.Clone(g.Status.Devices.Disks), NICs: slices.Clone(g.Status.Devices.NICs)}
-	err := r.plug(ctx, g, p, plugs, &have)
-	if errs.Is(err, errs.Unsupported) {
-		err = nil // not this device, or not in this machine
-	}
-	werr := r.report(ctx, g, func(s *guest.Status) { s.Devices = &have })
+	have := g.Status.Devices.Clone()
+	err := r.plug(ctx, g, p, plugs, have)
+	werr := r.report(ctx, g, func(s *guest.Status) { s.Devices = have.Clone() })
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{used: true} // its parts are others now
 	r.mu.Unlock()
-	return errors.Join(err, werr, r.sweepDisks(g, have))
+	return errors.Join(err, werr, r.sweepDisks(g, *have))
 }
 
 // unless passes on an error of any kind but one.
@@ -126,43 +123,72 @@ func unless(k errs.Kind, err error) error {
 func (r *Reconciler) plug(ctx context.Context, g guest.Guest, p engine.Plugger, plugs guest.Plugs, have *guest.Devices) error {
 	for _, name := range plugs.OutDisks {
 		if err := unless(errs.NotFound, p.UnplugDisk(ctx, name)); err != nil {
-			return err
+			return unless(errs.Unsupported, err)
 		}
-		have.Disks = slices.DeleteFunc(have.Disks, func(d guest.FurtherDisk) bool { return d.Name == name })
+		have.GoneDisk(name)
 	}
 	for _, name := range plugs.OutNICs {
 		if err := unless(errs.NotFound, p.UnplugNIC(ctx, name)); err != nil {
-			return err
+			return unless(errs.Unsupported, err)
 		}
 		i := slices.IndexFunc(have.NICs, func(n guest.NIC) bool { return n.Name == name })
 		if err := r.detachNIC(ctx, g, have.NICs[i]); err != nil {
 			return err
 		}
-		have.NICs = slices.Delete(have.NICs, i, i+1)
+		have.GoneNIC(name)
 	}
+	if len(plugs.InDisks)+len(plugs.InNICs) == 0 {
+		return nil
+	}
+	have.Expect(plugs)
+	if err := r.report(ctx, g, func(s *guest.Status) { s.Devices = have.Clone() }); err != nil {
+		return err
+	}
+	if err := r.plugDisks(ctx, g, p, plugs.InDisks, have); err != nil {
+		return err
+	}
+	return r.plugNICs(ctx, g, p, plugs.InNICs, have)
+}
+
+// plugDisks gives a run disks. One that its engine cannot give while the guest
+// runs comes with the next start.
+func (r *Reconciler) plugDisks(ctx context.Context, g guest.Guest, p engine.Plugger, in []guest.FurtherDisk, have *guest.Devices) error {
 	pool, err := r.Pools.Get(g.Spec.Pool)
 	if err != nil {
 		return err
 	}
-	for _, d := range plugs.InDisks {
+	for _, d := range in {
 		disk, err := r.furtherDisk(g, pool.Path(g.ID), d)
 		if err == nil {
 			err = unless(errs.Exists, p.PlugDisk(ctx, disk))
 		}
-		if err != nil {
+		switch {
+		case errs.Is(err, errs.Unsupported):
+			have.GoneDisk(d.Name)
+		case err != nil:
 			return err
+		default:
+			have.CameDisk(d.Name)
 		}
-		have.Disks = append(have.Disks, d)
 	}
-	for _, n := range plugs.InNICs {
+	return nil
+}
+
+// plugNICs gives a run network cards, as plugDisks does disks.
+func (r *Reconciler) plugNICs(ctx context.Context, g guest.Guest, p engine.Plugger, in []guest.NIC, have *guest.Devices) error {
+	for _, n := range in {
 		nic, _, err := r.attachNIC(ctx, g, n)
 		if err == nil {
 			err = unless(errs.Exists, p.PlugNIC(ctx, nic))
 		}
-		if err != nil {
+		switch {
+		case errs.Is(err, errs.Unsupported):
+			have.GoneNIC(n.Name)
+		case err != nil:
 			return err
+		default:
+			have.CameNIC(n.Name)
 		}
-		have.NICs = append(have.NICs, n)
 	}
 	return nil
 }

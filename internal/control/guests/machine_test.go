@@ -322,3 +322,35 @@ func TestPlug(t *testing.T) {
 		t.Errorf("a disc that is gone: %v", err)
 	}
 }
+
+// TestPlugThatWasCutOff: nobody knows whether a device came of which that is not
+// written down. It is plugged in again, or, if it is not wanted any more, out.
+func TestPlugThatWasCutOff(t *testing.T) {
+	for _, wanted := range []bool{true, false} {
+		w, b := newBox(t, guest.Spec{Power: guest.On, Boots: 1, CPUs: 1})
+		w.settle()
+		b.refuse = &errs.Error{Kind: errs.Unavailable, Msg: "the daemon dies"}
+		disks := []guest.FurtherDisk{{Name: "new", Size: 1 << 20}}
+		w.want(func(s *guest.Spec) { s.Disks = disks })
+		if _, err := w.pass(); !errs.Is(err, errs.Unavailable) {
+			t.Fatalf("%v", err)
+		}
+		b.refuse = nil
+		w.r.attached[w.id] = attachment{used: true} // as after a restart of the daemon
+		want := "+disk new disk-new.raw"
+		if !wanted {
+			disks, want = nil, "-disk new"
+			w.want(func(s *guest.Spec) { s.Disks = nil })
+		}
+		s := w.settle()
+		if got := strings.Join(b.plugged, ", "); got != want {
+			t.Errorf("plugged %q, want %q", got, want)
+		}
+		if !slices.Equal(s.Devices.Disks, disks) || len(s.Devices.Coming) != 0 {
+			t.Errorf("has %+v", s.Devices)
+		}
+		if _, err := os.Stat(diskPath(w.dir, "new")); (err == nil) != wanted {
+			t.Errorf("the disk's file: %v", err)
+		}
+	}
+}

@@ -157,17 +157,23 @@ func (r *Reconciler) detachNIC(ctx context.Context, g guest.Guest, n guest.NIC) 
 	return net.Unplug(ctx, Device(g.Holder.Slot, n.Number()))
 }
 
-// detach takes back what attach lent. The writable layer stays.
-func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
-	nics := slices.Clone(g.Spec.NICs)
-	if d := g.Status.Devices; d != nil {
-		for _, n := range d.NICs { // cards that were taken away while it ran
-			if !slices.Contains(nics, n) {
-				nics = append(nics, n)
-			}
+// former are the network cards that the last run had, or may have had, and the
+// next one is not to have.
+func former(g guest.Guest) (nics []guest.NIC) {
+	if g.Status.Devices == nil {
+		return nil
+	}
+	for _, n := range g.Status.Devices.NICs {
+		if !slices.Contains(g.Spec.NICs, n) {
+			nics = append(nics, n)
 		}
 	}
-	for _, n := range nics {
+	return nics
+}
+
+// detach takes back what attach lent. The writable layer stays.
+func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
+	for _, n := range append(former(g), g.Spec.NICs...) {
 		if err := r.detachNIC(ctx, g, n); err != nil {
 			return err
 		}

@@ -1,6 +1,7 @@
 package uml
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -50,8 +51,11 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 	if err := m.runs(); err != nil {
 		return err
 	}
-	if slices.ContainsFunc(m.cards(), func(o engine.NIC) bool { return o.Name == n.Name }) && m.behind(n.Device) >= 0 {
-		return m.refuse(errs.Exists, "plug", "the guest has a network card "+n.Name+" already", "")
+	if i := m.behind(n.Device); i >= 0 && slices.ContainsFunc(m.cards(), func(o engine.NIC) bool { return o.Name == n.Name }) {
+		// A daemon that died may have told the kernel, and the agent, or not:
+		// the one refuses what it knows, the other takes it.
+		_ = m.configure(ctx, i, n)
+		return cmp.Or(m.tell(ctx, m.cards()), m.refuse(errs.Exists, "plug", "the guest has a network card "+n.Name+" already", ""))
 	}
 	i := m.behind("")
 	if i < 0 {
@@ -60,13 +64,19 @@ func (m *Machine) PlugNIC(ctx context.Context, n engine.NIC) error {
 	if err := m.open(i, n); err != nil {
 		return fmt.Errorf("network card %s: %w", n.Name, err)
 	}
-	if _, err := m.manage(ctx, fmt.Sprintf("config vec%d:%s", spareCard+i, cardOptions(doors()[i], n.MAC))); err != nil {
+	if err := m.configure(ctx, i, n); err != nil {
 		return errors.Join(err, launch.Drop(n.Device))
 	}
 	m.line.mu.Lock()
 	m.line.cards[n.Name] = n
 	m.line.mu.Unlock()
 	return m.tell(ctx, m.cards())
+}
+
+// configure tells the guest's kernel of the card behind the ith door.
+func (m *Machine) configure(ctx context.Context, i int, n engine.NIC) error {
+	_, err := m.manage(ctx, fmt.Sprintf("config vec%d:%s", spareCard+i, cardOptions(doors()[i], n.MAC)))
+	return err
 }
 
 // UnplugNIC takes a card away that came while the guest ran, or one that it

@@ -1,6 +1,7 @@
 package uml
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -52,7 +53,8 @@ func (m *Machine) UnplugDisk(ctx context.Context, name string) error {
 	}
 	n := slices.Index(slots, name)
 	if n < 0 || name == "" {
-		return m.refuse(errs.NotFound, "unplug", "the guest has no disk "+strconv.Quote(name), "")
+		// It may be in sight yet: of an attempt that was cut off.
+		return cmp.Or(m.hide(name), m.refuse(errs.NotFound, "unplug", "the guest has no disk "+strconv.Quote(name), ""))
 	}
 	if _, err := m.manage(ctx, "remove ubd"+strconv.Itoa(firstDisk+n)); err != nil {
 		return err
@@ -97,6 +99,9 @@ func (m *Machine) show(d engine.Disk) error {
 		return err
 	}
 	return m.within(func(root int) error {
+		if err := vanish(root, d.Name); err != nil { // left by an attempt that was cut off
+			return err
+		}
 		at := place(d.Name)[1:]
 		if err := unix.Mkdirat(root, placesAt[1:], 0o755); err != nil && !errors.Is(err, unix.EEXIST) {
 			return err
@@ -108,14 +113,29 @@ func (m *Machine) show(d engine.Disk) error {
 	})
 }
 
-// hide takes it away again.
+// hide takes it away again, if it is there.
 func (m *Machine) hide(name string) error {
-	return m.within(func(root int) error {
-		if err := unix.Unmount(place(name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW); err != nil {
+	return m.within(func(root int) error { return vanish(root, name) })
+}
+
+// vanish is hide among the mounts of the jail.
+func vanish(root int, name string) error {
+	if name == "" {
+		return nil
+	}
+	for {
+		err := unix.Unmount(place(name), unix.MNT_DETACH|unix.UMOUNT_NOFOLLOW)
+		if errors.Is(err, unix.EINVAL) || errors.Is(err, unix.ENOENT) {
+			break // none is left
+		}
+		if err != nil {
 			return err
 		}
-		return unix.Unlinkat(root, place(name)[1:], 0)
-	})
+	}
+	if err := unix.Unlinkat(root, place(name)[1:], 0); !errors.Is(err, unix.ENOENT) {
+		return err
+	}
+	return nil
 }
 
 // within calls do among the mounts of the jail, with its root as a folder that

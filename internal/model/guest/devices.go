@@ -8,9 +8,54 @@ import (
 )
 
 // Devices is what can be plugged into a guest that runs, and taken out again.
+// Whoever plugs something in writes it down before as one of Coming: until it
+// is no more, nobody knows whether the guest has it.
 type Devices struct {
-	Disks []FurtherDisk `json:"disks,omitempty"`
-	NICs  []NIC         `json:"nics,omitempty"`
+	Disks  []FurtherDisk `json:"disks,omitempty"`
+	NICs   []NIC         `json:"nics,omitempty"`
+	Coming []string      `json:"coming,omitempty"` // "disk NAME", "nic NAME": of those above
+}
+
+// Clone returns a copy that shares nothing with d.
+func (d Devices) Clone() *Devices {
+	return &Devices{Disks: slices.Clone(d.Disks), NICs: slices.Clone(d.NICs), Coming: slices.Clone(d.Coming)}
+}
+
+func comingDisk(name string) string { return "disk " + name }
+func comingNIC(name string) string  { return "nic " + name }
+
+// Expect takes in what p is about to plug in.
+func (d *Devices) Expect(p Plugs) {
+	for _, in := range p.InDisks {
+		d.GoneDisk(in.Name)
+		d.Disks, d.Coming = append(d.Disks, in), append(d.Coming, comingDisk(in.Name))
+	}
+	for _, in := range p.InNICs {
+		d.GoneNIC(in.Name)
+		d.NICs, d.Coming = append(d.NICs, in), append(d.Coming, comingNIC(in.Name))
+	}
+}
+
+// CameDisk says that the guest has a disk that was expected.
+func (d *Devices) CameDisk(name string) { d.know(comingDisk(name)) }
+
+// CameNIC says that the guest has a network card that was expected.
+func (d *Devices) CameNIC(name string) { d.know(comingNIC(name)) }
+
+func (d *Devices) know(what string) {
+	d.Coming = slices.DeleteFunc(d.Coming, func(c string) bool { return c == what })
+}
+
+// GoneDisk says that the guest has no disk of that name.
+func (d *Devices) GoneDisk(name string) {
+	d.Disks = slices.DeleteFunc(d.Disks, func(o FurtherDisk) bool { return o.Name == name })
+	d.know(comingDisk(name))
+}
+
+// GoneNIC says that the guest has no network card of that name.
+func (d *Devices) GoneNIC(name string) {
+	d.NICs = slices.DeleteFunc(d.NICs, func(o NIC) bool { return o.Name == name })
+	d.know(comingNIC(name))
 }
 
 // Devices returns what a run of s has from its start on.
@@ -48,7 +93,7 @@ func (s Spec) Plugs(have *Devices) Plugs {
 		}
 	}
 	for _, d := range s.Disks {
-		if !slices.ContainsFunc(have.Disks, sameDisk(d)) {
+		if !slices.ContainsFunc(have.Disks, sameDisk(d)) || slices.Contains(have.Coming, comingDisk(d.Name)) {
 			p.InDisks = append(p.InDisks, d)
 		}
 	}
@@ -58,7 +103,7 @@ func (s Spec) Plugs(have *Devices) Plugs {
 		}
 	}
 	for _, n := range s.NICs {
-		if !slices.Contains(have.NICs, n) {
+		if !slices.Contains(have.NICs, n) || slices.Contains(have.Coming, comingNIC(n.Name)) {
 			p.InNICs = append(p.InNICs, n)
 		}
 	}

@@ -18,10 +18,10 @@ func TestPlugs(t *testing.T) {
 		pending []string
 	}{
 		{"nothing", Devices{}, Devices{}, Plugs{}, nil},
-		{"the same", Devices{[]FurtherDisk{a, cd}, []NIC{n0}}, Devices{[]FurtherDisk{cd, a}, []NIC{n0}}, Plugs{}, nil},
-		{"comes", Devices{[]FurtherDisk{a, b}, []NIC{n0, n1}}, Devices{[]FurtherDisk{a}, []NIC{n0}},
+		{"the same", Devices{Disks: []FurtherDisk{a, cd}, NICs: []NIC{n0}}, Devices{Disks: []FurtherDisk{cd, a}, NICs: []NIC{n0}}, Plugs{}, nil},
+		{"comes", Devices{Disks: []FurtherDisk{a, b}, NICs: []NIC{n0, n1}}, Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n0}},
 			Plugs{InDisks: []FurtherDisk{b}, InNICs: []NIC{n1}}, []string{"disk b comes", "network card eth1 comes"}},
-		{"goes", Devices{[]FurtherDisk{a}, []NIC{n1}}, Devices{[]FurtherDisk{a, b}, []NIC{n0, n1}},
+		{"goes", Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n1}}, Devices{Disks: []FurtherDisk{a, b}, NICs: []NIC{n0, n1}},
 			Plugs{OutDisks: []string{"b"}, OutNICs: []string{"eth0"}}, []string{"disk b goes", "network card eth0 goes"}},
 		{"another disc", Devices{Disks: []FurtherDisk{other}}, Devices{Disks: []FurtherDisk{cd}},
 			Plugs{OutDisks: []string{"cd"}, InDisks: []FurtherDisk{other}}, []string{"disk cd goes", "disk cd comes"}},
@@ -29,6 +29,12 @@ func TestPlugs(t *testing.T) {
 			Plugs{OutNICs: []string{"eth1"}, InNICs: []NIC{moved}}, []string{"network card eth1 goes", "network card eth1 comes"}},
 		{"larger, boots first: with the next start", Devices{Disks: []FurtherDisk{larger, first}}, Devices{Disks: []FurtherDisk{a, b}},
 			Plugs{}, []string{"disk a changes", "disk b changes"}},
+		{"may have come, and is wanted", Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n0}}, Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n0}, Coming: []string{"disk a", "nic eth0"}},
+			Plugs{InDisks: []FurtherDisk{a}, InNICs: []NIC{n0}}, []string{"disk a comes", "network card eth0 comes"}},
+		{"may have come, and is not wanted any more", Devices{}, Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n0}, Coming: []string{"disk a", "nic eth0"}},
+			Plugs{OutDisks: []string{"a"}, OutNICs: []string{"eth0"}}, []string{"disk a goes", "network card eth0 goes"}},
+		{"another may have come", Devices{Disks: []FurtherDisk{other}}, Devices{Disks: []FurtherDisk{cd}, Coming: []string{"disk cd"}},
+			Plugs{OutDisks: []string{"cd"}, InDisks: []FurtherDisk{other}}, []string{"disk cd goes", "disk cd comes"}},
 	} {
 		s := Spec{Disks: c.want.Disks, NICs: c.want.NICs}
 		if got := s.Plugs(&c.have); !reflect.DeepEqual(got, c.plugs) {
@@ -37,6 +43,26 @@ func TestPlugs(t *testing.T) {
 		if got := s.Pending(&c.have); !slices.Equal(got, c.pending) {
 			t.Errorf("%s: pending %q, want %q", c.name, got, c.pending)
 		}
+	}
+}
+
+// TestDevicesAreExpected follows what a guest has while it is given more.
+func TestDevicesAreExpected(t *testing.T) {
+	a, again := FurtherDisk{Name: "a", Size: 1}, FurtherDisk{Name: "a", Disc: "/x.iso"}
+	n0, n1 := NIC{Name: "eth0"}, NIC{Name: "eth1"}
+	have := Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n0}}
+	was := have.Clone()
+	have.Expect(Plugs{InDisks: []FurtherDisk{again}, InNICs: []NIC{n1}})
+	if want := (Devices{Disks: []FurtherDisk{again}, NICs: []NIC{n0, n1}, Coming: []string{"disk a", "nic eth1"}}); !reflect.DeepEqual(have, want) {
+		t.Errorf("expected: %+v, want %+v", have, want)
+	}
+	have.CameDisk("a")
+	have.GoneNIC("eth1")
+	if want := (Devices{Disks: []FurtherDisk{again}, NICs: []NIC{n0}, Coming: []string{}}); !reflect.DeepEqual(have, want) {
+		t.Errorf("afterwards: %+v, want %+v", have, want)
+	}
+	if !reflect.DeepEqual(*was, Devices{Disks: []FurtherDisk{a}, NICs: []NIC{n0}}) {
+		t.Errorf("the copy changed: %+v", was)
 	}
 }
 

@@ -1,0 +1,110 @@
+package e2e
+
+import (
+	"fmt"
+	"math/rand/v2"
+	"os"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+)
+
+// TestKilledWhilePlugging kills lodged at all moments of giving running guests
+// disks, discs and network cards, and of taking them away. The guests run on,
+// and have in the end what their records say and no more.
+func TestKilledWhilePlugging(t *testing.T) {
+	s := newModels(t)
+	s.lodge("network", "create", "lab", "--ipv4", "10.77.6.0/24")
+	disc := s.path("disc.iso")
+	if err := os.WriteFile(disc, make([]byte, 1<<20), 0o644); err != nil {
+		t.Fatal(err)
+	}
+	models := map[string]string{"p": "paravirt", "v": "vm"}
+	for name, model := range models {
+		s.lodge("launch", "busybox", name, "--model", model, "--memory", "128MiB")
+	}
+	was := map[string]int{}
+	for name := range models {
+		s.answers(name)
+		was[name] = s.guest(name).Pid
+	}
+	for round := range 16 {
+		var work sync.WaitGroup
+		for name := range models {
+			asks := [][]string{{"attach", "disk", name, fmt.Sprintf("d%d=16MiB", round)}, {"detach", "disk", name, fmt.Sprintf("d%d", round-1), "--delete-data"}}
+			if round%2 == 0 {
+				asks = append(asks, []string{"attach", "nic", name, "lab"}, []string{"attach", "iso", name, "cd=" + disc})
+			} else {
+				asks = append(asks, []string{"detach", "nic", name, "eth1"}, []string{"detach", "iso", name, "cd"})
+			}
+			for _, ask := range asks {
+				work.Go(func() { attempt(s, ask...) })
+			}
+		}
+		time.Sleep(time.Duration(rand.IntN(600)) * time.Millisecond)
+		s.kill()
+		work.Wait()
+		s.start()
+		for name, pid := range was {
+			if g := s.guest(name); g.Pid != pid || g.Phase != "running" {
+				t.Fatalf("round %d: %s is %s with pid %d, was %d", round, name, g.Phase, g.Pid, pid)
+			}
+		}
+	}
+	for name := range models {
+		s.hasItsDevices(name)
+	}
+	s.noLeaks()
+	for name := range models {
+		g := s.guest(name)
+		for _, d := range g.Disks {
+			if d.ISO == "" {
+				s.lodge("detach", "disk", name, d.Name, "--delete-data")
+			} else {
+				s.lodge("detach", "iso", name, d.Name)
+			}
+		}
+		for _, n := range g.NICs[1:] {
+			s.lodge("detach", "nic", name, n.Name)
+		}
+		s.hasItsDevices(name)
+	}
+	s.noLeaks()
+	s.lodge("rm", "-f", "--all")
+	s.lodge("network", "rm", "lab")
+	s.noLeaks()
+}
+
+// hasItsDevices waits until a guest of model vm or paravirt finds the disks and
+// cards of its record, or is told to get them with its next start, and no others.
+func (s *server) hasItsDevices(name string) {
+	s.t.Helper()
+	s.answers(name)
+	until(s.t, name+" has what its record says", func() error {
+		g := s.guest(name)
+		if g.Doing != "" || g.Problem != nil {
+			return fmt.Errorf("it is doing %q, problem %+v", g.Doing, g.Problem)
+		}
+		if len(g.Pending) > 0 {
+			return fmt.Errorf("pending: %q", g.Pending)
+		}
+		disks, nics := 0, strings.Fields(s.shell(name, "ls /sys/class/net"))
+		// 16 MiB and 1 MiB, which no other has.
+		for line := range strings.Lines(s.shell(name, "cat /proc/partitions")) {
+			if f := strings.Fields(line); len(f) == 4 && (f[2] == "16384" || f[2] == "1024") {
+				disks++
+			}
+		}
+		cards := 0
+		for _, n := range nics {
+			if strings.HasPrefix(n, "eth") {
+				cards++
+			}
+		}
+		if disks != len(g.Disks) || cards != len(g.NICs) {
+			return fmt.Errorf("it has %d disks and %d cards, its record %d and %d: %v, %v", disks, cards, len(g.Disks), len(g.NICs), nics, g.Disks)
+		}
+		return nil
+	})
+}
