@@ -11,12 +11,14 @@ import (
 	"lodge/internal/base/errs"
 )
 
-// identities are files that make a guest itself. systemd makes a new one at the
-// next boot, and dbus' is that or a link to it.
-var identities = []string{"etc/machine-id", "var/lib/dbus/machine-id"}
+// identities are files that make a guest itself, and that it makes anew. systemd
+// makes a machine-id at the next boot, and dbus' is that or a link to it.
+var identities = []string{"etc/machine-id", "var/lib/dbus/machine-id", "var/lib/systemd/random-seed"}
 
 // Anonymize removes from a layer what tells its guest from others, so that a
-// copy of it becomes a guest of its own. Nobody may use the layer meanwhile.
+// copy of it becomes a guest of its own, and gives it keys of its own where a
+// secure shell's server has some: few systems make those anew. Nobody may use
+// the layer meanwhile. It may be called again after it was cut off.
 func Anonymize(ctx context.Context, dir string) error {
 	form, err := Sweep(ctx, dir)
 	if err != nil {
@@ -28,7 +30,7 @@ func Anonymize(ctx context.Context, dir string) error {
 			return err
 		}
 		defer upper.Close()
-		return forget(upper)
+		return errors.Join(forget(upper), freshKeys(upper))
 	}
 	file := filepath.Join(dir, File)
 	if err := check(ctx, file); err != nil {
@@ -43,7 +45,7 @@ func Anonymize(ctx context.Context, dir string) error {
 	case errors.Is(err, unix.ENOENT):
 		err = nil
 	case err == nil:
-		err = errors.Join(forget(upper), upper.Close())
+		err = errors.Join(forget(upper), freshKeys(upper), upper.Close())
 	}
 	return errs.Also(err, m.close(context.WithoutCancel(ctx)))
 }

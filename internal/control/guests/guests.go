@@ -300,9 +300,7 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p 
 	return again, r.report(ctx, g, func(s *guest.Status) {
 		s.Phase, s.Doing, s.Generation, s.Saved = at, guest.Rest, g.Generation, saved
 		if at == guest.Running || at == guest.Paused {
-			s.Agent, s.Addresses = p.Agent, p.Addresses
-			s.Last = lastOf(*s, p)
-			s.Ready, s.Problem = p.Ready, cmp.Or(guest.Suffering(g.Name, p.Trouble, s.Problem, r.Now()), guest.Stuck(g.Name, p.NoBoot, s.Problem, r.Now()), g.Refusal())
+			r.unwell(g, p, s)
 			return
 		}
 		s.Agent, s.Addresses = "", nil
@@ -313,16 +311,29 @@ func (r *Reconciler) rest(ctx context.Context, g guest.Guest, at guest.Phase, p 
 	})
 }
 
-// lastOf is what a guest that runs said last: of its end before this run, or why
-// it does not boot.
-func lastOf(s guest.Status, p engine.Probe) string {
+// unwell notes how a guest that runs is, and if that is not well what it said
+// when that was first seen.
+func (r *Reconciler) unwell(g guest.Guest, p engine.Probe, s *guest.Status) {
+	was, now := s.Problem, r.Now()
+	s.Agent, s.Addresses = p.Agent, p.Addresses
+	s.Ready, s.Problem = p.Ready, cmp.Or(guest.Suffering(g.Name, p.Trouble, was, now), guest.Stuck(g.Name, p.NoBoot, was, now), g.Refusal())
 	switch {
+	case p.Trouble != "":
+		if !s.Problem.Since.Equal(since(was)) {
+			s.Last = guest.Words(engine.LastLines(engine.Parts{Dir: r.dir(g.ID)}))
+		}
 	case p.NoBoot != nil:
-		return guest.Words(p.NoBoot.Last)
-	case s.Problem != nil && s.Problem.Code == model.NotBooted:
-		return ""
+		s.Last = guest.Words(p.NoBoot.Last)
+	case was != nil && (was.Code == model.Crashed || was.Code == model.NotBooted):
+		s.Last = ""
 	}
-	return s.Last
+}
+
+func since(p *model.Problem) time.Time {
+	if p == nil {
+		return time.Time{}
+	}
+	return p.Since
 }
 
 func (r *Reconciler) report(ctx context.Context, g guest.Guest, change func(*guest.Status)) error {

@@ -11,6 +11,7 @@ import (
 	"lodge/internal/base/fsx"
 	"lodge/internal/base/units"
 	"lodge/internal/engine"
+	"lodge/internal/layer"
 	"lodge/internal/model/guest"
 	"lodge/internal/storage"
 )
@@ -24,6 +25,42 @@ const (
 	memoryUsed = "memory.used"
 	memoryNew  = "memory.new" // swept if nobody finishes it
 )
+
+// copyMark is a folder in a volume that is a copy, with memory, of another
+// guest's or a template's, until the guest in that memory has become another. If
+// it never does, what makes a guest itself is still the other's, and is replaced
+// before it boots.
+const copyMark = "copied"
+
+func markCopy(dir string) error {
+	if err := os.Mkdir(filepath.Join(dir, copyMark), 0o700); !errors.Is(err, os.ErrExist) {
+		return err
+	}
+	return nil
+}
+
+func unmarkCopy(dir string) error { return os.RemoveAll(filepath.Join(dir, copyMark)) }
+
+// notItself has a copy that did not take an identity, which err says, boot when
+// it is next tried. One that was saved tries its memory again.
+func notItself(dir string, err error) error {
+	if exists(filepath.Join(dir, copyMark)) {
+		return errs.Also(err, dropMemory(dir))
+	}
+	return err
+}
+
+// ownIdentity makes a copy a guest of its own that is about to boot instead of
+// going on from memory.
+func ownIdentity(ctx context.Context, dir string) error {
+	if !exists(filepath.Join(dir, copyMark)) {
+		return nil
+	}
+	if err := layer.Anonymize(ctx, dir); err != nil {
+		return err
+	}
+	return unmarkCopy(dir)
+}
 
 // dropMemory removes the memory that lies in a volume.
 func dropMemory(dir string) error {
@@ -224,10 +261,13 @@ func (r *Reconciler) settleMemory(ctx context.Context, g guest.Guest) error {
 	dir := pool.Path(g.ID)
 	if exists(filepath.Join(dir, memoryUsed)) {
 		if err := r.giveIdentity(ctx, g); err != nil {
+			if exists(filepath.Join(dir, copyMark)) {
+				err = errors.Join(err, r.kill(context.WithoutCancel(ctx), g.ID)) // it is another
+			}
 			return err
 		}
 	}
-	return dropMemory(dir)
+	return errors.Join(unmarkCopy(dir), dropMemory(dir))
 }
 
 func (r *Reconciler) giveIdentity(ctx context.Context, g guest.Guest) error {

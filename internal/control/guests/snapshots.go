@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/fsx"
 	"lodge/internal/engine"
-	"lodge/internal/layer"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/snapshot"
 	"lodge/internal/storage"
@@ -215,11 +215,15 @@ func (r *Reconciler) clone(ctx context.Context, g guest.Guest) error {
 			return err
 		}
 	}
+	dir := pool.Path(g.ID)
+	if err := errors.Join(markCopy(dir), fsx.SyncDir(dir)); err != nil {
+		return storage.Failed("guest.clone", g.Key().String(), err)
+	}
 	if !of.Memory {
-		if err := dropMemory(pool.Path(g.ID)); err != nil {
+		if err := dropMemory(dir); err != nil {
 			return err
 		}
-		if err := layer.Anonymize(ctx, pool.Path(g.ID)); err != nil {
+		if err := ownIdentity(ctx, dir); err != nil {
 			return storage.Failed("guest.clone", g.Key().String(), err)
 		}
 	}

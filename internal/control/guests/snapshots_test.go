@@ -81,6 +81,7 @@ type saver struct {
 	shelf  *shelf
 	log    []string
 	broken error // what Save answers with
+	deaf   error // what Renew answers with
 }
 
 func (e *saver) note(what string) { e.log = append(e.log, what) }
@@ -124,7 +125,7 @@ func (m saverMachine) Save(_ context.Context, dir string) error {
 	m.e.note("save")
 	return errors.Join(m.e.broken, os.WriteFile(filepath.Join(dir, "ram"), []byte(m.id), 0o600))
 }
-func (m saverMachine) Renew(context.Context) error { m.e.note("renew"); return nil }
+func (m saverMachine) Renew(context.Context) error { m.e.note("renew"); return m.e.deaf }
 
 func newSaver(t *testing.T) (*world, *saver) {
 	t.Helper()
@@ -465,6 +466,41 @@ func TestCloneOfARunningGuestGoesOn(t *testing.T) {
 		t.Errorf("it was cloned by: %s", s)
 	}
 	w.memory(false)
+	if exists(filepath.Join(e.shelf.Path(id), copyMark)) {
+		t.Error("it counts as a copy for ever")
+	}
+}
+
+// TestACopyThatTakesNoIdentityBoots: it is ended at once, and what makes the
+// other a guest of its own is replaced before it boots.
+func TestACopyThatTakesNoIdentityBoots(t *testing.T) {
+	w, e := newSaver(t)
+	ssh := func(id string) string { return filepath.Join(e.shelf.Path(id), "upper/etc/ssh/ssh_host_ed25519_key") }
+	if err := errors.Join(os.MkdirAll(filepath.Dir(ssh(w.id)), 0o755), os.WriteFile(ssh(w.id), []byte("the other's"), 0o600)); err != nil {
+		t.Fatal(err)
+	}
+	e.deaf = &errs.Error{Kind: errs.Unavailable, Msg: "its agent does not answer"}
+	id := w.another(guest.CloneOf{Guest: w.id, Memory: true})
+	w.as(id, func() {
+		if _, err := w.pass(); err == nil || e.killed != 1 {
+			t.Fatalf("%v, killed %d", err, e.killed)
+		}
+		w.settle()
+		w.expect(w.settle(), guest.Running)
+		w.memory(false)
+	})
+	if said := e.said(); !strings.HasSuffix(said, "renew resume start:.") {
+		t.Errorf("it came by: %s", said)
+	}
+	if key, err := os.ReadFile(ssh(id)); err != nil || strings.Contains(string(key), "other's") {
+		t.Errorf("its key is %q, %v", key, err)
+	}
+	if key, err := os.ReadFile(ssh(w.id)); err != nil || string(key) != "the other's" {
+		t.Errorf("the other's key is %q, %v", key, err)
+	}
+	if exists(filepath.Join(e.shelf.Path(id), copyMark)) {
+		t.Error("it counts as a copy for ever")
+	}
 }
 
 func TestCloneOfASnapshot(t *testing.T) {

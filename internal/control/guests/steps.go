@@ -14,6 +14,7 @@ import (
 	"lodge/internal/keeper"
 	"lodge/internal/layer"
 	"lodge/internal/model/guest"
+	"lodge/internal/storage"
 )
 
 // take does one step and returns how long to wait before looking again; 0 is at
@@ -92,6 +93,11 @@ func (r *Reconciler) boot(ctx context.Context, g guest.Guest, e engine.Engine, i
 	if err := r.resuming(g, info, parts); err != nil {
 		return err
 	}
+	if parts.Memory == "" && !r.alive(g.ID) {
+		if err := ownIdentity(ctx, parts.Root.Writable); err != nil {
+			return storage.Failed("guest.start", g.Key().String(), err)
+		}
+	}
 	if err := layer.Touch(parts.Root.Writable); err != nil {
 		return err
 	}
@@ -101,9 +107,9 @@ func (r *Reconciler) boot(ctx context.Context, g guest.Guest, e engine.Engine, i
 	}
 	if parts.Memory != "" {
 		if err := r.awake(ctx, e, g, *parts, held); err != nil {
-			return err
+			return notItself(parts.Root.Writable, err)
 		}
-		if err := dropMemory(parts.Root.Writable); err != nil {
+		if err := errors.Join(unmarkCopy(parts.Root.Writable), dropMemory(parts.Root.Writable)); err != nil {
 			return err
 		}
 	}
@@ -162,6 +168,11 @@ func (r *Reconciler) renew(ctx context.Context, g guest.Guest) error {
 	}
 	if r.alive(g.ID) {
 		return nil // an earlier daemon started it and could not say so
+	}
+	for _, n := range former(g) {
+		if err := r.detachNIC(ctx, g, n); err != nil {
+			return err
+		}
 	}
 	if err := r.Cgroups.Remove(ctx, g.ID); err != nil {
 		return err

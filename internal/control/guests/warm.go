@@ -39,6 +39,9 @@ func (r *Reconciler) attachVolume(ctx context.Context, g guest.Guest, info engin
 	if g.Status.Boots == 0 && !wasUp(g.Status) && (fresh || layer.Pristine(dir, r.HostBoot)) {
 		if memory, disk, ok := r.Templates.Find(g, info, *p); ok {
 			if fresh {
+				if err := markCopy(dir); err != nil {
+					return err
+				}
 				if err := layer.CopyVolume(ctx, disk, dir, r.HostBoot); err != nil {
 					return err
 				}

@@ -2,6 +2,7 @@ package guests
 
 import (
 	"context"
+	"errors"
 	"os"
 	"path/filepath"
 	"slices"
@@ -10,6 +11,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
+	"lodge/internal/layer"
 	"lodge/internal/model/guest"
 )
 
@@ -98,6 +100,9 @@ func TestABootMakesATemplateWanted(t *testing.T) {
 // identity is ended, and the same disk is never combined with that memory again.
 func TestOneThatDoesNotBecomeItselfBoots(t *testing.T) {
 	w, c := newWarm(t)
+	if err := errors.Join(os.Remove(filepath.Join(w.templates.disk, volumeFile)), layer.Create(t.Context(), w.templates.disk, 64<<20)); err != nil {
+		t.Fatal(err)
+	}
 	c.fail = &errs.Error{Kind: errs.Unavailable, Msg: "it does not answer"}
 	if _, err := w.pass(); err == nil || w.e.killed != 1 {
 		t.Fatalf("%v, killed %d", err, w.e.killed)
@@ -106,5 +111,8 @@ func TestOneThatDoesNotBecomeItselfBoots(t *testing.T) {
 	w.expect(w.settle(), guest.Running)
 	if w.e.parts.Memory != "" {
 		t.Errorf("went on from memory %q", w.e.parts.Memory)
+	}
+	if exists(filepath.Join(w.dir, copyMark)) {
+		t.Error("it booted with the template's keys")
 	}
 }
