@@ -5,12 +5,14 @@ import (
 	"log/slog"
 	"slices"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
 
 // consoles reads the terminals of all programs with one thread, whether anyone
-// looks or not, so that no guest ever waits for its console to be read.
+// looks or not, so that no guest that does not flood its console ever waits for
+// it to be read.
 type consoles struct {
 	epoll int
 	log   *slog.Logger
@@ -24,7 +26,8 @@ type consoles struct {
 // console is the keeper's end of one program's terminal.
 type console struct {
 	id     int32
-	queued bool // used by the reading thread alone
+	queued bool // used by the reading thread alone, as pace
+	pace   pace
 
 	mu      sync.Mutex
 	master  int // -1 once it is over
@@ -132,11 +135,7 @@ func (cs *consoles) run() {
 	buf := make([]byte, chunk)
 	var ready []*console
 	for {
-		timeout := -1
-		if len(ready) > 0 {
-			timeout = 0
-		}
-		n, err := unix.EpollWait(cs.epoll, events, timeout)
+		n, err := unix.EpollWait(cs.epoll, events, patience(ready, time.Now()))
 		if err != nil && !errors.Is(err, unix.EINTR) {
 			panic(err) // the descriptor is ours: this cannot be
 		}
@@ -155,18 +154,38 @@ func (cs *consoles) run() {
 			}
 		}
 		ready = slices.DeleteFunc(ready, func(c *console) bool {
+			now := time.Now()
+			if c.pace.wait(now) > 0 {
+				return false
+			}
 			c.mu.Lock()
 			defer c.mu.Unlock()
-			c.queued = cs.carry(c, buf)
+			var carried int
+			carried, c.queued = cs.carry(c, buf)
+			c.pace.spend(carried, now)
 			return !c.queued
 		})
 	}
 }
 
+// patience is how many milliseconds to wait for terminals to have something to
+// say while those that are ready have, or -1 for as long as it takes.
+func patience(ready []*console, now time.Time) int {
+	ms := -1
+	for _, c := range ready {
+		wait := int((c.pace.wait(now) + time.Millisecond - 1) / time.Millisecond)
+		if ms < 0 || wait < ms {
+			ms = wait
+		}
+	}
+	return ms
+}
+
 // carry takes what a terminal has, as much as buf holds, to the log and to the
-// viewers, and reports whether there may be more. Callers hold c.mu.
-func (cs *consoles) carry(c *console, buf []byte) bool {
-	n, more := 0, c.master >= 0
+// viewers. It returns how much that was and whether there may be more. Callers
+// hold c.mu.
+func (cs *consoles) carry(c *console, buf []byte) (n int, more bool) {
+	more = c.master >= 0
 	for more && n < len(buf) {
 		got, err := unix.Read(c.master, buf[n:]) // one page at most, whatever is asked
 		switch {
@@ -178,7 +197,7 @@ func (cs *consoles) carry(c *console, buf []byte) bool {
 		}
 	}
 	if n == 0 {
-		return more
+		return n, more
 	}
 	if err := c.log.write(buf[:n]); err != nil && !c.log.failed {
 		c.log.failed = true
@@ -190,7 +209,7 @@ func (cs *consoles) carry(c *console, buf []byte) bool {
 			cs.detach(v)
 		}
 	}
-	return more
+	return n, more
 }
 
 // lastWords is how much a program may leave behind in its terminal: more than
@@ -206,8 +225,8 @@ func (cs *consoles) finish(c *console) {
 		return
 	}
 	buf := make([]byte, 8<<10)
-	for left := lastWords; left > 0 && cs.carry(c, buf); {
-		left -= len(buf)
+	for left, more := lastWords, true; left > 0 && more; left -= len(buf) {
+		_, more = cs.carry(c, buf)
 	}
 	cs.mu.Lock()
 	delete(cs.byID, c.id)
