@@ -70,6 +70,18 @@ func TestMemory(t *testing.T) {
 		t.Errorf("the files are %q, and what it was doing is gone or not", got)
 	}
 
+	s.lodge("pause", "vm1")
+	timed("snapshot of a paused guest", "snapshot", "create", "vm1", "still1", "--memory")
+	timed("and another", "snapshot", "create", "vm1", "still2", "--memory")
+	if g := s.guest("vm1"); g.Phase != "paused" || g.Problem != nil {
+		t.Errorf("a paused guest after two snapshots: %+v", g)
+	}
+	s.lodge("snapshot", "restore", "vm1", "still2", "--start")
+	s.is("vm1")
+	if !s.counts("vm1") {
+		t.Error("the second snapshot of a paused guest has lost what it was doing")
+	}
+
 	timed("save", "save", "vm1")
 	if g := s.guest("vm1"); g.Phase != "stopped" || !g.Saved {
 		t.Errorf("%+v", g)
@@ -149,4 +161,74 @@ func TestMemoryAndDeath(t *testing.T) {
 	if !s.counts("vm1") {
 		t.Error("what it was doing is gone")
 	}
+}
+
+// TestKilledWhileCloning kills lodged at all moments of making clones of guests
+// with kernels of their own, some of which go on from where the other is. Each
+// is there wholly, as a guest of its own, or not at all.
+func TestKilledWhileCloning(t *testing.T) {
+	s := newModels(t)
+	s.lodge("launch", "busybox", "v", "--model", "vm", "--memory", "128MiB")
+	s.lodge("launch", "busybox", "p", "--model", "paravirt", "--memory", "128MiB")
+	was := map[string]int{}
+	for _, name := range []string{"v", "p"} {
+		s.answers(name)
+		was[name] = s.guest(name).Pid
+		s.shell(name, "mkdir -p /etc/ssh; echo "+name+" >/root/f; echo its key >/etc/ssh/ssh_host_ed25519_key; sync")
+	}
+	s.count("v")
+	keys := map[string]string{}
+	for round := range 12 {
+		for _, ask := range [][]string{
+			{"clone", "v", fmt.Sprintf("r%d", round), "--running"}, {"clone", "v", fmt.Sprintf("c%d", round)}, {"clone", "p", fmt.Sprintf("q%d", round), "--start"},
+		}[round%3:] {
+			attempt(s, append(ask, "--no-wait")...)
+		}
+		time.Sleep(time.Duration(round*60) * time.Millisecond)
+		s.kill()
+		s.start()
+		for name, pid := range was {
+			if g := s.guest(name); g.Pid != pid {
+				t.Fatalf("round %d: %s is %s with pid %d, was %d", round, name, g.Phase, g.Pid, pid)
+			}
+		}
+		settled(s)
+		for name, g := range s.guests() {
+			if name == "v" || name == "p" {
+				continue
+			}
+			if g.Phase != "running" {
+				s.lodge("start", name)
+			}
+			s.is(name)
+			if got := s.shell(name, "cat /root/f"); got != map[string]string{"r": "v", "c": "v", "q": "p"}[name[:1]] {
+				t.Errorf("%s holds %q", name, got)
+			}
+			if name[0] == 'r' && !s.counts(name) {
+				t.Errorf("%s does not go on from where the other is", name)
+			}
+			key := s.shell(name, "cat /etc/machine-id; cat /etc/ssh/ssh_host_ed25519_key 2>/dev/null")
+			if other := keys[key]; other != "" || strings.Contains(key, "its key") {
+				t.Errorf("%s and %s are the same guest to others: %q", name, other, key)
+			}
+			keys[key] = name
+			s.lodge("rm", "-f", name)
+		}
+	}
+	s.noLeaks()
+	s.lodge("rm", "-f", "--all")
+	s.noLeaks()
+}
+
+// settled waits until every guest is where it was asked to be.
+func settled(s *server) {
+	s.t.Helper()
+	until(s.t, "everything is where it was asked to be", func() error {
+		for _, g := range s.guests() {
+			if g.Doing != "" || g.Problem != nil || g.Wanted == "on" && g.Phase != "running" {
+				return fmt.Errorf("%s: %s, doing %q, problem %+v", g.Name, g.Phase, g.Doing, g.Problem)
+			}
+		}
+		return nil
+	})
 }

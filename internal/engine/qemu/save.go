@@ -30,6 +30,9 @@ func (m *Machine) Save(ctx context.Context, dir string) error {
 	if !paused {
 		return &errs.Error{Op: "qemu.save", Kind: errs.Conflict, Ref: m.g.Key().String(), Msg: "it must be paused to be saved", Hint: "lodge pause " + m.g.Name}
 	}
+	if err := l.saveAgain(ctx); err != nil {
+		return m.about(err)
+	}
 	w, err := l.machine(ctx)
 	if err != nil {
 		return m.about(err)
@@ -51,6 +54,23 @@ func (m *Machine) Save(ctx context.Context, dir string) error {
 		_, err := f.Write(about)
 		return err
 	})
+}
+
+// saveAgain makes a guest that was saved, and stood still since, one that can be
+// saved: QEMU says no to that until the guest has run, be it for a moment.
+func (l *link) saveAgain(ctx context.Context) error {
+	var s struct{ Status string }
+	if err := l.do(ctx, "query-status", nil, &s); err != nil || s.Status != "postmigrate" {
+		return err
+	}
+	if err := l.do(ctx, "cont", nil, nil); err != nil {
+		return err
+	}
+	if err := l.do(ctx, "stop", nil, nil); err != nil {
+		return err
+	}
+	l.note(func() { l.status = "paused" })
+	return nil
 }
 
 // create writes a new file that is on the disk when it returns.
