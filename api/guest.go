@@ -48,7 +48,7 @@ type Guest struct {
 	Booted      string            `json:"booted_kernel,omitempty" doc:"that the present or last run booted; empty: the host's own"`
 	Ready       bool              `json:"ready,omitempty" doc:"it runs, and its init says that it is up"`
 	Pending     []string          `json:"pending,omitempty" doc:"what it gets with its next start only"`
-	Last        string            `json:"last,omitempty" doc:"what it said last before it ended badly, or what shows why it does not boot; only when one guest is asked for"`
+	Last        string            `json:"last,omitempty" doc:"what it said last before it ended badly or was seen not to be well, or what shows why it does not boot; only when one guest is asked for"`
 	Pid         int               `json:"pid,omitempty"`
 	Created     time.Time         `json:"created"`
 	Started     *time.Time        `json:"started,omitempty"`

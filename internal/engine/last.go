@@ -24,6 +24,9 @@ const (
 	panicCode = 1
 )
 
+// AgentSilent is the trouble of a guest that hangs, or has lost its agent.
+const AgentSilent = "its agent does not answer"
+
 // What kernels write with their highest priority, so that no "quiet" keeps it
 // back, and what the agent writes when a guest's only program has ended.
 var (
@@ -61,7 +64,7 @@ func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known b
 }
 
 // LastLines is the end of a guest's console as a person is shown it, whatever it
-// says: of a monitor that failed.
+// says: of a monitor that failed, or a guest that is not well.
 func LastLines(parts Parts) string { return linesOf(consoleTail(ConsoleLog(parts.Dir))) }
 
 // ConsoleTail is the end of what a guest's console said, of at most some thousand

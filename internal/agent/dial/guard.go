@@ -60,7 +60,8 @@ func (p paced) Read(b []byte) (int, error) {
 // guard looks at the multiplexer's frames before the multiplexer does
 // (github.com/hashicorp/yamux/blob/master/spec.md) and ends a session in which
 // the guest does what our agent never does and which would cost the host
-// memory or time: open streams, ping, announce more than a window.
+// memory or time: open streams, ping (it may answer ours), announce more than a
+// window.
 type guard struct {
 	*agent.Conn
 	head   [12]byte
@@ -87,8 +88,9 @@ var errMisbehaves = errors.New("the agent does what no agent does")
 
 // Parts of a frame's head.
 const (
-	typeData, typeWindow = 0, 1
-	flagSYN              = 1
+	typeData, typeWindow, typePing = 0, 1, 2
+
+	flagSYN, flagACK = 1, 2
 )
 
 func (g *guard) look(b []byte) error {
@@ -116,7 +118,8 @@ func (g *guard) look(b []byte) error {
 func (g *guard) frame() error {
 	version, kind := g.head[0], g.head[1]
 	flags, length := binary.BigEndian.Uint16(g.head[2:]), binary.BigEndian.Uint32(g.head[8:])
-	if version != 0 || kind > typeWindow || flags&flagSYN != 0 || length > agent.StreamWindow {
+	pong := kind == typePing && flags == flagACK // its length is a number of ours
+	if version != 0 || kind > typeWindow && !pong || flags&flagSYN != 0 || length > agent.StreamWindow && !pong {
 		return errMisbehaves
 	}
 	g.frames.spend(1)

@@ -4,6 +4,7 @@
 package dial
 
 import (
+	"cmp"
 	"context"
 	"crypto/rand"
 	"encoding/binary"
@@ -26,12 +27,14 @@ type Options struct {
 	Changed  func()        // called when State changed, not often; may be nil
 	Log      *slog.Logger  // may be nil
 	Patience time.Duration // how long a call waits for a guest that boots; 0: a minute
+	Beat     time.Duration // how often the agent is asked whether it is there; 0: ten seconds
 }
 
 // State is what is known of the guest without asking.
 type State struct {
 	Connected bool      // the agent answers
 	Since     time.Time // when that last changed
+	Silent    bool      // the agent has answered nothing for long, nor has a guest that boots for very long
 	Ready     bool      // the guest's init says that it is up
 	Addresses []string  // with prefix lengths
 }
@@ -100,6 +103,7 @@ func Open(ch io.ReadWriteCloser, o Options) *Link {
 		}
 	}
 	go l.run()
+	go l.pulse(cmp.Or(o.Beat, beat))
 	return l
 }
 
@@ -174,7 +178,7 @@ func (l *Link) lost(s *yamux.Session) {
 	l.update(func() {
 		if l.session == s || s == nil {
 			l.session = nil
-			l.state = State{Since: time.Now(), Ready: l.state.Ready && s != nil, Addresses: l.state.Addresses}
+			l.state = State{Since: time.Now(), Silent: l.state.Silent && s != nil, Ready: l.state.Ready && s != nil, Addresses: l.state.Addresses}
 		}
 	})
 }

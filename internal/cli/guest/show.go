@@ -63,14 +63,21 @@ func show(ctx context.Context, f *cli.Factory, output *cli.Output, names []strin
 			return err
 		}
 		if g.Last != "" {
-			when := "before it ended badly"
-			if g.Problem != nil && g.Problem.Code == notBooted {
-				when = "before it went no further"
-			}
-			fmt.Fprintf(f.Streams.Out, "\nwhat it said last %s:\n%s\n", when, cli.Clean(g.Last))
+			fmt.Fprintf(f.Streams.Out, "\n%s:\n%s\n", lastTitle(g), cli.Clean(g.Last))
 		}
 	}
 	return nil
+}
+
+// lastTitle says of which moment a guest's last words are.
+func lastTitle(g api.Guest) string {
+	switch {
+	case g.Problem != nil && g.Problem.Code == notBooted:
+		return "what it said last before it went no further"
+	case g.Problem != nil && (g.Phase == "running" || g.Phase == "paused"):
+		return "what it said last before it was seen not to be well"
+	}
+	return "what it said last before it ended badly"
 }
 
 // details is everything about a guest, one thing a line; what is not set is

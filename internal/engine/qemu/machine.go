@@ -61,6 +61,8 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	switch {
 	case l.monitor == nil && l.failure != nil:
 		p.Trouble = "QEMU does not answer: " + l.failure.Error()
+	case p.Trouble == "" && l.agent != nil && l.agent.State().Silent && !p.Paused && l.status == "running":
+		p.Trouble = engine.AgentSilent
 	case p.Trouble == "" && (l.status == "internal-error" || l.status == "io-error" || l.status == "guest-panicked"):
 		p.Trouble = "QEMU has stopped it: " + l.status
 	}
@@ -89,6 +91,9 @@ func (m *Machine) Resume(ctx context.Context) error {
 	if m.held.State().Exit != nil {
 		return nil
 	}
+	if m.link.agent != nil {
+		m.link.agent.Revive()
+	}
 	if err := m.link.do(ctx, "cont", nil, nil); err != nil {
 		return m.about(err)
 	}
@@ -114,9 +119,12 @@ const (
 )
 
 // Shutdown asks the guest's init through the agent. Other guests are asked
-// through the agent that they brought along, or else see the power button
-// pressed.
+// through the agent that they brought along. Those without either, and those
+// whose agent is silent, see the power button pressed.
 func (m *Machine) Shutdown(ctx context.Context) error {
+	if m.link.agent != nil && m.link.agent.State().Silent {
+		return m.about(m.link.do(ctx, "system_powerdown", nil, nil))
+	}
 	if m.link.agent != nil {
 		ctx, cancel := context.WithTimeout(ctx, toldWithin)
 		defer cancel()

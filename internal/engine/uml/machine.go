@@ -42,17 +42,13 @@ var (
 	_ engine.Timekeeper = (*Machine)(nil)
 )
 
-// silence is how long an agent may not answer before that is a trouble: longer
-// than a boot on a busy host.
-const silence = 90 * time.Second
-
 // Probe tells what the agent says and whether it does.
 func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	frozen, err := m.e.o.Tree.Frozen(m.parts.Cgroup)
 	s := m.line.State()
 	p := engine.Probe{Paused: frozen, Ready: s.Ready}
-	if !s.Connected && !frozen && time.Since(s.Since) > silence {
-		p.Trouble = "its agent does not answer"
+	if s.Silent && !frozen {
+		p.Trouble = engine.AgentSilent
 	}
 	return p, err
 }
@@ -61,7 +57,10 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 func (m *Machine) Pause(ctx context.Context) error { return m.e.o.Tree.Freeze(ctx, m.parts.Cgroup) }
 
 // Resume lets the guest's kernel run on.
-func (m *Machine) Resume(ctx context.Context) error { return m.e.o.Tree.Thaw(ctx, m.parts.Cgroup) }
+func (m *Machine) Resume(ctx context.Context) error {
+	m.line.Revive()
+	return m.e.o.Tree.Thaw(ctx, m.parts.Cgroup)
+}
 
 // runs fails for a guest that is paused, whose agent would not answer.
 func (m *Machine) runs() error {
