@@ -14,6 +14,7 @@ import (
 	"path"
 	"path/filepath"
 	"slices"
+	"strconv"
 	"strings"
 	"sync"
 	"testing"
@@ -21,6 +22,7 @@ import (
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/trees/treestest"
 	"lodge/test/sandbox"
 )
 
@@ -302,6 +304,10 @@ func awkward(t *testing.T, dir string, files, size int) {
 	must(unix.Setxattr(filepath.Join(dir, "capable"), "security.capability", []byte("\x01\x00\x00\x02\x00\x20\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00\x00"), 0)) // cap_net_raw=ep
 	must(os.WriteFile(filepath.Join(dir, "marked"), nil, 0o644))
 	must(unix.Setxattr(filepath.Join(dir, "marked"), "user.colour", []byte("blue"), 0))
+	must(os.WriteFile(filepath.Join(dir, "listed"), []byte("for a few"), 0o640))
+	must(unix.Setxattr(filepath.Join(dir, "listed"), "system.posix_acl_access", []byte(treestest.ACL(6, 1234, 5, 4, 7, 0)), 0))
+	must(os.Mkdir(filepath.Join(dir, "inherits"), 0o750))
+	must(unix.Setxattr(filepath.Join(dir, "inherits"), "system.posix_acl_default", []byte(treestest.ACL(7, 77, 7, 5, 7, 0)), 0))
 	must(os.Mkdir(filepath.Join(dir, "sticky"), 0o700))
 	must(os.Chmod(filepath.Join(dir, "sticky"), 0o777|os.ModeSticky))
 	must(unix.Mkfifo(filepath.Join(dir, "fifo"), 0o622))
@@ -392,6 +398,11 @@ func (s *server) changes(t *testing.T, files, size int) {
 	if len(tree) < files {
 		t.Fatalf("only %d files arrived", len(tree))
 	}
+	for _, what := range []string{"security.capability", "posix_acl_access", "posix_acl_default", "user.colour"} {
+		if !strings.Contains(strings.Join(tree, "\n"), what) {
+			t.Errorf("no file has %s", what)
+		}
+	}
 	was := s.guest("g")
 	device := "mknod -m 640 /root/device c 10 77" // only guests with a kernel of their own can make one; lodge cp carries none
 	for _, model := range []string{"paravirt", "vm", "os"} {
@@ -407,6 +418,9 @@ func (s *server) changes(t *testing.T, files, size int) {
 		sameTree(t, "/etc as "+model, withoutOwn(etc), withoutOwn(s.fingerprint("g", "/etc")))
 		s.lodge("exec", "g", "--", "sh", "-c", device)
 		device = "test \"$(stat -c '%F %a %t %T' /root/device)\" = 'character special file 640 a 4d'"
+		if kib, err := strconv.Atoi(s.shell("g", "sync; du -k "+where+"/sparse | cut -f1")); err != nil || kib > 64 {
+			t.Errorf("as %s: a file of 64 MiB with nothing but a few words takes %d KiB, %v", model, kib, err)
+		}
 		if r := s.try("exec", "g", "--", "sh", "-c", "test ! -e /bin/vi && test ! -e /etc/profile && ls /var/www"); r.code != 0 || r.out != "mine\n" {
 			t.Errorf("as %s: what was removed is back, or what was put there is not: %+v", model, r)
 		}

@@ -90,9 +90,9 @@ func oddities(t testing.TB, dir string) {
 	must(t, os.Mkdir(in("odd/sticky"), 0o777))
 	must(t, os.Chmod(in("odd/sticky"), 0o777|fs.ModeSticky))
 	must(t, os.WriteFile(in("odd/acl"), []byte("acl"), 0o640))
-	attr(t, in("odd/acl"), "system.posix_acl_access", acl(6, 1234, 5, 4, 7, 0))
+	attr(t, in("odd/acl"), "system.posix_acl_access", ACL(6, 1234, 5, 4, 7, 0))
 	must(t, os.Mkdir(in("odd/inherits"), 0o750))
-	attr(t, in("odd/inherits"), "system.posix_acl_default", acl(7, 77, 7, 5, 7, 0))
+	attr(t, in("odd/inherits"), "system.posix_acl_default", ACL(7, 77, 7, 5, 7, 0))
 	must(t, os.WriteFile(in("odd/inherits/not"), nil, 0o600))
 	must(t, os.Mkdir(in("odd/inherits/nor"), 0o700))
 	attr(t, in("odd/acl"), "user.large", strings.Repeat("0123456789abcdef", 180))
@@ -110,9 +110,9 @@ func oddities(t testing.TB, dir string) {
 	stamp(t, in("odd"), 1_234_567_890, 987_654_321)
 }
 
-// acl is an access control list as the kernel keeps it in an attribute
+// ACL is an access control list as the kernel keeps it in an attribute
 // (linux/posix_acl_xattr.h): of the owner, one user, the group, everybody.
-func acl(owner, user int, userPerm, group, mask, other byte) string {
+func ACL(owner, user int, userPerm, group, mask, other byte) string {
 	entry := func(tag, perm byte, id uint32) string {
 		return string([]byte{tag, 0, perm, 0, byte(id), byte(id >> 8), byte(id >> 16), byte(id >> 24)})
 	}
