@@ -62,7 +62,8 @@ const displayRoute = "display"
 // ticketed reports whether a request shows a ticket instead of a token. Whether
 // it is good is for the route to say.
 func ticketed(r *http.Request) bool {
-	its, _ := path.Match("/v1/guests/*/"+displayRoute, r.URL.Path) // the pattern is a good one
+	// As it was written: an escaped slash is part of a name to the routes.
+	its, _ := path.Match("/v1/guests/*/"+displayRoute, r.URL.EscapedPath()) // the pattern is a good one
 	return its && r.Method == http.MethodGet && r.URL.Query().Get("ticket") != ""
 }
 

@@ -133,6 +133,8 @@ func TestTicketInsteadOfToken(t *testing.T) {
 		"/v1/guests/web1/x/display?ticket=x":   http.StatusUnauthorized,
 		"/v1/guests/web1/screenshot?ticket=x":  http.StatusUnauthorized,
 		"/v1/guests/../images/display?ticket=": http.StatusUnauthorized,
+		"/v1/guests/web1%2Fdisplay?ticket=x":   http.StatusUnauthorized,
+		"/v1/guests%2Fweb1/display?ticket=x":   http.StatusUnauthorized,
 	} {
 		if got := status(path); got != want {
 			t.Errorf("%s: %d, want %d", path, got, want)

@@ -4,9 +4,9 @@ import (
 	"encoding/binary"
 	"errors"
 	"io"
-	"time"
 
 	"lodge/internal/agent"
+	"lodge/internal/base/pace"
 )
 
 // What a guest may make the host read in a second.
@@ -17,43 +17,15 @@ const (
 	dullRate  = 2_000     // of these, such as carry no data; and words between them
 )
 
-// pace makes who spends more than was earned wait.
-type pace struct {
-	rate, burst float64
-	left        float64
-	last        time.Time
-}
-
-func newPace(rate, burst float64) *pace {
-	return &pace{rate: rate, burst: burst, left: burst, last: time.Now()}
-}
-
-// set is for who has the line to himself.
-func (p *pace) set(rate float64) {
-	p.rate, p.burst, p.left = rate, rate, min(p.left, rate)
-}
-
-func (p *pace) spend(n int) {
-	if p.left -= float64(n); p.left > 0 {
-		return
-	}
-	now := time.Now()
-	p.left = min(p.burst, p.left+now.Sub(p.last).Seconds()*p.rate)
-	p.last = now
-	if p.left < 0 {
-		time.Sleep(time.Duration(-p.left / p.rate * float64(time.Second)))
-	}
-}
-
 // paced is a line that is read no faster than its pace.
 type paced struct {
 	io.ReadWriteCloser
-	pace *pace
+	pace *pace.Pace
 }
 
 func (p paced) Read(b []byte) (int, error) {
 	n, err := p.ReadWriteCloser.Read(b)
-	p.pace.spend(n)
+	p.pace.Spend(n)
 	return n, err
 }
 
@@ -67,12 +39,12 @@ type guard struct {
 	head   [12]byte
 	have   int
 	body   uint32 // of the present frame, still to come
-	frames *pace
-	dull   *pace
+	frames *pace.Pace
+	dull   *pace.Pace
 }
 
 func newGuard(c *agent.Conn) *guard {
-	return &guard{Conn: c, frames: newPace(frameRate, frameRate), dull: newPace(dullRate, dullRate)}
+	return &guard{Conn: c, frames: pace.New(frameRate, frameRate), dull: pace.New(dullRate, dullRate)}
 }
 
 // Read returns what may be read.
@@ -122,11 +94,11 @@ func (g *guard) frame() error {
 	if version != 0 || kind > typeWindow && !pong || flags&flagSYN != 0 || length > agent.StreamWindow && !pong {
 		return errMisbehaves
 	}
-	g.frames.spend(1)
+	g.frames.Spend(1)
 	if kind == typeData && length > 0 {
 		g.body = length
 		return nil
 	}
-	g.dull.spend(1)
+	g.dull.Spend(1)
 	return nil
 }

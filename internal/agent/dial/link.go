@@ -18,6 +18,7 @@ import (
 
 	"lodge/internal/agent"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/pace"
 )
 
 // Options say what a guest's line is like.
@@ -57,7 +58,7 @@ const (
 type Link struct {
 	o     Options
 	line  *agent.Line
-	pace  *pace // of reading from it
+	pace  *pace.Pace // of reading from it
 	mail  *agent.Mailbox
 	slots slots
 	calls chan struct{}
@@ -92,14 +93,14 @@ func Open(ch io.ReadWriteCloser, o Options) *Link {
 			l.mail, l.slots = m, newSlots(m.Slots())
 		}
 	}
-	l.pace = newPace(junkRate, junkRate)
+	l.pace = pace.New(junkRate, junkRate)
 	l.line = agent.NewLine(paced{ch, l.pace}, window, 0)
-	odd := newPace(dullRate, dullRate)
+	odd := pace.New(dullRate, dullRate)
 	l.line.Odd = func() {
 		select {
 		case <-l.line.Closed(): // what was read already holds nobody up
 		default:
-			odd.spend(1)
+			odd.Spend(1)
 		}
 	}
 	go l.run()
@@ -140,7 +141,7 @@ func (l *Link) run() {
 			return
 		}
 		began := time.Now()
-		l.pace.set(lineRate)
+		l.pace.Set(lineRate)
 		c := l.line.Session()
 		s, err := yamux.Client(newGuard(c), agent.Multiplex())
 		if err != nil {
@@ -152,7 +153,7 @@ func (l *Link) run() {
 		<-s.CloseChan()
 		c.Wait()
 		w = c.Last()
-		l.pace.set(junkRate)
+		l.pace.Set(junkRate)
 		l.lost(s)
 		if time.Since(began) > young {
 			gap = firstGap
@@ -207,7 +208,7 @@ func (l *Link) watch(s *yamux.Session) {
 	if err != nil {
 		return // the session ends too
 	}
-	frames, p := agent.NewFrames(st), newPace(watchRate, 4*watchRate)
+	frames, p := agent.NewFrames(st), pace.New(watchRate, 4*watchRate)
 	for {
 		r, err := result(frames)
 		if err != nil || r.State == nil {
@@ -218,7 +219,7 @@ func (l *Link) watch(s *yamux.Session) {
 				l.state.Ready, l.state.Addresses = r.State.Ready, few(r.State.Addresses)
 			}
 		})
-		p.spend(1)
+		p.Spend(1)
 	}
 }
 

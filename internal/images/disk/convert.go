@@ -105,7 +105,8 @@ func (c confined) measure(ctx context.Context, h diskfile.Header) (uint64, error
 		}
 	}
 	var text bytes.Buffer
-	err := c.run(ctx, func(l string) { text.WriteString(l + "\n") }, "info", "--output=json", source(h.Format))
+	keep := limited{&text, mostInfo}
+	err := c.run(ctx, func(l string) { _, _ = keep.Write([]byte(l + "\n")) }, "info", "--output=json", source(h.Format))
 	if err != nil {
 		return 0, err
 	}
@@ -170,7 +171,7 @@ func (c confined) run(ctx context.Context, line func(string), args ...string) er
 	}
 	cmd.WaitDelay = 5 * time.Second
 	var complaint bytes.Buffer
-	cmd.Stderr = &limited{&complaint}
+	cmd.Stderr = &limited{&complaint, mostComplaint}
 	out, err := cmd.StdoutPipe()
 	if err != nil {
 		return err
@@ -217,12 +218,21 @@ func failure(verb, said string, err error) error {
 		Hint: "look at it with `qemu-img check`, make it anew and import it again", Err: fmt.Errorf("%w: %s", err, said)}
 }
 
-// limited keeps the first kilobytes of what is written.
-type limited struct{ b *bytes.Buffer }
+// Bounds of what is kept of qemu-img's words, in bytes. Its description of a disk
+// lists snapshots, of which there may be many.
+const (
+	mostComplaint = 4 << 10
+	mostInfo      = 1 << 20
+)
+
+// limited keeps the beginning of what is written.
+type limited struct {
+	b    *bytes.Buffer
+	most int
+}
 
 func (l *limited) Write(p []byte) (int, error) {
-	const most = 4 << 10
-	l.b.Write(p[:min(len(p), max(0, most-l.b.Len()))])
+	l.b.Write(p[:min(len(p), max(0, l.most-l.b.Len()))])
 	return len(p), nil
 }
 

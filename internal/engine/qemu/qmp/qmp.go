@@ -17,10 +17,12 @@ import (
 	"os"
 	"strconv"
 	"sync"
+	"time"
 
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/ids"
+	"lodge/internal/base/pace"
 )
 
 // messageMax is the longest message that is read, in bytes. The longest that
@@ -48,7 +50,9 @@ func (e *Error) Error() string { return e.Command + ": " + e.Desc }
 type Client struct {
 	conn  *net.UnixConn
 	event func(Event)
-	run   string // begins the ids of this session's commands: replies to an earlier one are told apart
+	// patience is how long QEMU may take to read a message.
+	patience time.Duration
+	run      string // begins the ids of this session's commands: replies to an earlier one are told apart
 
 	write sync.Mutex // one message at a time
 	files sync.Mutex // one open file under way: QEMU keeps only the last that came
@@ -75,7 +79,7 @@ type message struct {
 // command or of a reply. event is called for each event in turn and must not
 // wait for a reply; it may be nil. conn becomes the client's.
 func Open(ctx context.Context, conn *net.UnixConn, event func(Event)) (*Client, error) {
-	c := &Client{conn: conn, event: event, run: ids.New(), waiting: map[string]chan message{}, done: make(chan struct{})}
+	c := &Client{conn: conn, event: event, patience: writeTime, run: ids.New(), waiting: map[string]chan message{}, done: make(chan struct{})}
 	go c.read()
 	if err := c.negotiate(ctx); err != nil {
 		c.Close()
@@ -197,10 +201,26 @@ func (c *Client) forget(id string) {
 	delete(c.waiting, id)
 }
 
-// send writes one message whole. Open files go with its first byte.
+// writeTime is how long QEMU may take to read a message before it counts as one
+// that reads none any more.
+const writeTime = 10 * time.Second
+
+// send writes one message whole. Open files go with its first byte. After half a
+// message nothing else can be said: the session ends.
 func (c *Client) send(text, rights []byte) error {
 	c.write.Lock()
 	defer c.write.Unlock()
+	err := c.conn.SetWriteDeadline(time.Now().Add(c.patience))
+	if err == nil {
+		err = c.put(text, rights)
+	}
+	if err != nil {
+		c.end(err)
+	}
+	return err
+}
+
+func (c *Client) put(text, rights []byte) error {
 	if rights != nil {
 		n, _, err := c.conn.WriteMsgUnix(text, rights, nil)
 		if err != nil {
@@ -212,14 +232,23 @@ func (c *Client) send(text, rights []byte) error {
 	return err
 }
 
+// What QEMU may make Lodge read in a second: many times what it ever says.
+const (
+	messageRate = 2_000
+	byteRate    = 32 << 20
+)
+
 // read takes what comes until the session ends. What comes before the first
 // reply of this session may begin in the middle.
 func (c *Client) read() {
 	lines := bufio.NewScanner(c.conn)
 	lines.Buffer(nil, messageMax)
+	messages, bulk := pace.New(messageRate, messageRate), pace.New(byteRate, byteRate)
 	synced := false
 	var err error
 	for err == nil && lines.Scan() {
+		messages.Spend(1)
+		bulk.Spend(len(lines.Bytes()))
 		line := bytes.TrimSpace(lines.Bytes())
 		if len(line) == 0 {
 			continue

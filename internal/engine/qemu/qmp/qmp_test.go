@@ -12,6 +12,7 @@ import (
 	"strings"
 	"sync"
 	"testing"
+	"time"
 
 	"golang.org/x/sys/unix"
 )
@@ -257,4 +258,50 @@ func FuzzRead(f *testing.F) {
 			t.Error("an answer to an id that cannot be guessed")
 		}
 	})
+}
+
+// TestDeaf has QEMU read nothing any more: the session ends, and nobody waits
+// for ever.
+func TestDeaf(t *testing.T) {
+	ours, theirs := pair(t)
+	deaf := make(chan struct{})
+	go imitate(theirs, true, func(request) string {
+		<-deaf // it reads no further
+		return ""
+	})
+	c, err := Open(t.Context(), ours, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer close(deaf)
+	defer c.Close()
+	c.patience = 20 * time.Millisecond
+	given, cancel := context.WithCancel(t.Context())
+	cancel()
+	for c.Err() == nil {
+		_ = c.Do(given, "query-status", strings.Repeat("x", 4096), nil)
+	}
+	if err := c.Do(t.Context(), "query-status", nil, nil); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("in a session that ended: %v", err)
+	}
+}
+
+// TestFlood has QEMU say much: it is heard out, at its pace.
+func TestFlood(t *testing.T) {
+	ours, theirs := pair(t)
+	go imitate(theirs, true, func(request) string {
+		for range 3 * messageRate / 2 {
+			fmt.Fprintf(theirs, "{\"event\": \"STOP\", \"data\": {}}\r\n")
+		}
+		return `"return": {}`
+	})
+	heard := 0
+	c, err := Open(t.Context(), ours, func(Event) { heard++ })
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if err := c.Do(t.Context(), "query-status", nil, nil); err != nil || heard != 3*messageRate/2 {
+		t.Errorf("heard %d events: %v", heard, err)
+	}
 }
