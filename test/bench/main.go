@@ -87,13 +87,16 @@ func measure(ctx context.Context, o options) (err error) {
 		if !slices.Contains(o.only, part.name) {
 			continue
 		}
-		if err := part.run(ctx); err != nil {
-			return fmt.Errorf("%s: %w", part.name, err)
+		if e := part.run(ctx); e != nil {
+			err = errors.Join(err, fmt.Errorf("%s: %w", part.name, e))
+		}
+		if ctx.Err() != nil {
+			break
 		}
 	}
 	b.report.Machine.LoadAfter = load()
-	b.report.print(os.Stdout)
-	return b.report.save(o.out)
+	b.report.print(os.Stdout) // what was measured before something failed is worth as much
+	return errors.Join(err, b.report.save(o.out))
 }
 
 // lendIDs lets the peers use ranges of ids for their guests: they ask these
