@@ -78,6 +78,8 @@ type Engine struct {
 	Debugs    []string      `json:"debugs,omitempty" doc:"what can be done with a guest that hangs"`
 	Facts     []Fact        `json:"facts,omitempty" doc:"what else is worth knowing"`
 	Overhead  uint64        `json:"overhead_bytes,omitempty" doc:"memory for each guest's monitor, beside the guest's"`
+
+	OverheadCPUs float64 `json:"overhead_cpus,omitempty" doc:"processors' time that each guest's monitor may take, beside the guest's whole processors"`
 }
 
 // MachineKind is a kind of machine that guests may have.

@@ -244,9 +244,9 @@ type Info struct {
 	Form    guest.Form // of the writable layer that its guests run on
 	Kernel  string     // kind of kernel that its guests boot: "linux", "um"; "" for the host's own
 
-	// Overhead is how many bytes of memory the monitor of one guest needs
-	// beside what the guest was given; see Info.Limits.
-	Overhead uint64
+	// Overhead is what the monitor of one guest needs beside what the guest
+	// was given.
+	Overhead Overhead
 	// Pin says that a guest with one processor is to run on one of the host's.
 	Pin bool
 	// Single says that guests have one processor, however many they are given.

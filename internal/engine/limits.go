@@ -1,6 +1,7 @@
 package engine
 
 import (
+	"math"
 	"path/filepath"
 
 	"lodge/internal/base/cgroup"
@@ -22,12 +23,25 @@ func Limits(spec guest.Spec, disk string) cgroup.Limits {
 	}
 }
 
-// Limits returns what the group of a guest of spec may use under this engine:
-// the guest's own limits, and room for its monitor.
-func (i Info) Limits(spec guest.Spec, disk string) cgroup.Limits {
+// Overhead is what a guest's monitor uses for itself.
+type Overhead struct {
+	Memory uint64 // bytes
+	// CPUs is how many processors' worth of time the monitor's threads may
+	// take that are not the guest's processors. It is granted beside whole
+	// processors, of which each is a thread that cannot take more than one; a
+	// guest with a share of a processor is held to that with its monitor.
+	CPUs float64
+}
+
+// Limits returns what the group of a guest of spec may use: the guest's own
+// limits, and room for its monitor.
+func (o Overhead) Limits(spec guest.Spec, disk string) cgroup.Limits {
 	l := Limits(spec, disk)
 	if l.Memory > 0 {
-		l.Memory += i.Overhead
+		l.Memory += o.Memory
+	}
+	if l.CPUs > 0 && l.CPUs == math.Trunc(l.CPUs) {
+		l.CPUs += o.CPUs
 	}
 	return l
 }

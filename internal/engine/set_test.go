@@ -62,11 +62,14 @@ func TestPick(t *testing.T) {
 }
 
 func TestLimitsLeaveRoomForTheMonitor(t *testing.T) {
-	i := Info{Overhead: 10}
-	if l := i.Limits(guest.Spec{Memory: 100}, ""); l.Memory != 110 {
-		t.Errorf("memory %d, want 110", l.Memory)
+	o := Overhead{Memory: 10, CPUs: 1}
+	if l := o.Limits(guest.Spec{Memory: 100, CPUs: 2}, ""); l.Memory != 110 || l.CPUs != 3 {
+		t.Errorf("memory %d, processors %v; want 110 and 3", l.Memory, l.CPUs)
 	}
-	if l := i.Limits(guest.Spec{}, ""); l.Memory != 0 {
-		t.Errorf("a guest without a limit got one: %d", l.Memory)
+	if l := o.Limits(guest.Spec{CPUs: 1.5}, ""); l.CPUs != 1.5 {
+		t.Errorf("a guest with a share of a processor got %v", l.CPUs)
+	}
+	if l := o.Limits(guest.Spec{}, ""); l.Memory != 0 || l.CPUs != 0 {
+		t.Errorf("a guest without limits got some: %d, %v", l.Memory, l.CPUs)
 	}
 }

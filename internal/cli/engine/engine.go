@@ -3,6 +3,7 @@ package engine
 
 import (
 	"context"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -138,7 +139,11 @@ func details(e api.Engine) *cli.Table {
 	}
 	add("layer", e.Form)
 	if e.Overhead > 0 {
-		add("overhead", units.Bytes(e.Overhead)+" of memory for each guest's monitor")
+		words := units.Bytes(e.Overhead) + " of memory"
+		if e.OverheadCPUs > 0 {
+			words += fmt.Sprintf(" and the time of %g processor", e.OverheadCPUs)
+		}
+		add("overhead", words+" for each guest's monitor")
 	}
 	for _, m := range e.Machines {
 		words := m.Name

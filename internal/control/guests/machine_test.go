@@ -47,7 +47,7 @@ func (k *kernels) For(_ context.Context, kind string, _ image.Info, wanted strin
 	return engine.Kernel{Name: kind + "/best", Version: "7.2", Path: k.path}, k.fail
 }
 
-var own = engine.Info{Name: "box", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: 64 << 20, Pin: true, Can: engine.Can{Plug: true, Disk: true}}
+var own = engine.Info{Name: "box", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: engine.Overhead{Memory: 64 << 20}, Pin: true, Can: engine.Can{Plug: true, Disk: true}}
 
 // boxed is an engine whose programs end otherwise than their guests, and whose
 // machines have devices.

@@ -64,7 +64,7 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 	if err != nil {
 		return nil, err
 	}
-	if err := r.Cgroups.Create(g.ID, info.Limits(g.Spec, disk)); err != nil {
+	if err := r.Cgroups.Create(g.ID, info.Overhead.Limits(g.Spec, disk)); err != nil {
 		return nil, err
 	}
 	r.mu.Lock()

@@ -58,7 +58,7 @@ func (t *Templates) make(ctx context.Context, j job) (*template, error) {
 	if err := t.Volume(ctx, parts.Root.Volume, g.Spec.Disk); err != nil {
 		return nil, err
 	}
-	limits := info.Limits(g.Spec, "")
+	limits := info.Overhead.Limits(g.Spec, "")
 	limits.CPUWeight = weight
 	if err := t.Cgroups.Create(name, limits); err != nil {
 		return nil, err

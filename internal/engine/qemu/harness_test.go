@@ -152,8 +152,7 @@ func (r *rig) guest(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) {
 	p := engine.Parts{Dir: t.TempDir(), Cgroup: g.ID, IDBase: 1_600_000_000 + uint32(os.Getpid()%500+r.next)*65536, Domain: "lodge.internal",
 		Root: engine.Root{Writable: dir, Base: r.base, Volume: filepath.Join(dir, "root.ext4")}, Kernel: r.kernel,
 		Image: image.Info{OS: "busybox", Init: []string{"/sbin/init"}}}
-	i := engine.Info{Overhead: overhead}
-	if err := r.tree.Create(p.Cgroup, i.Limits(g.Spec, "")); err != nil {
+	if err := r.tree.Create(p.Cgroup, overhead().Limits(g.Spec, "")); err != nil {
 		t.Fatal(err)
 	}
 	return g, p

@@ -110,6 +110,11 @@ func (w hardware) board(l *line, p places) {
 		l.add("-accel", "kvm")
 	} else {
 		l.add("-accel", fmt.Sprintf("tcg,tb-size=%d", codeCache>>20))
+		// A translated processor's write to a device is QEMU's own work
+		// already: handing it to another thread only costs the way there.
+		for _, device := range []string{"virtio-blk-pci", "virtio-net-pci", "virtio-serial-pci"} {
+			l.add("-global", "driver="+device+",property=ioeventfd,value=off")
+		}
 	}
 }
 
@@ -165,10 +170,12 @@ func (w hardware) identity(l *line, p places) {
 // with room for a second processor, it asks an imitated chip for the time, which
 // is a thousand times slower. And to leave out what keeps a processor from
 // guessing wrongly: the one that guesses runs other instructions than these.
+// Each letter on the console is a call of the monitor there, so the kernel only
+// says there what is wrong; all it says is in its own log.
 func (w hardware) kernelLine() string {
 	line := "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
 	if w.Accel == "tcg" {
-		line += " tsc=reliable mitigations=off"
+		line += " tsc=reliable mitigations=off quiet"
 	}
 	return line
 }
@@ -189,7 +196,9 @@ func (w hardware) lines(l *line, p places) {
 	l.add("-chardev", "stdio,id=console,signal=off", "-serial", "chardev:console")
 	l.add("-chardev", fmt.Sprintf("socket,id=monitor,fd=%d", p.fd(fdQMP)), "-mon", "chardev=monitor,mode=control")
 	l.add("-chardev", fmt.Sprintf("socket,id=agent,fd=%d", p.fd(fdAgent)))
-	l.device("virtio-serial-pci", "id", "ports")
+	// A port of it may have two queues, and each queue is a descriptor that
+	// QEMU's loop looks at whenever it wakes: it has as many as are used.
+	l.device("virtio-serial-pci", "id", "ports", "max_ports", "2")
 	l.device("virtserialport", "bus", "ports.0", "nr", "1", "id", "agent", "chardev", "agent", "name", w.Agent)
 }
 

@@ -80,14 +80,15 @@ func New(o Options) *Engine {
 	return &Engine{o: o, links: links{of: map[string]*link{}}}
 }
 
-// overhead is what QEMU takes beside the guest's memory: itself, the cache of
-// translated code and what belongs to it, the screen.
-const overhead = 320 << 20
+// overhead is what QEMU takes beside the guest's memory, which is itself, the
+// cache of translated code and what belongs to it, the screen; and beside the
+// guest's processors, which is the thread that plays the devices.
+func overhead() engine.Overhead { return engine.Overhead{Memory: 320 << 20, CPUs: 1} }
 
 // Info says what the engine can do here.
 func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	i := engine.Info{
-		Name: "qemu", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: overhead, Version: "QEMU",
+		Name: "qemu", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: overhead(), Version: "QEMU",
 		Debugs: debugs(),
 		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Save: true, Screen: true, Debug: true,
 			Quiesce: true, Renew: true, Disk: true, Admit: true, Trim: true, Clock: true},

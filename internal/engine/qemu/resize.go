@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"lodge/internal/base/errs"
-	"lodge/internal/engine"
 	"lodge/internal/engine/qemu/qmp"
 	"lodge/internal/model/guest"
 )
@@ -19,7 +18,7 @@ func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
 	l := m.link
 	l.device.Lock()
 	defer l.device.Unlock()
-	limits := engine.Info{Overhead: overhead}.Limits(spec, m.parts.Root.Disk)
+	limits := overhead().Limits(spec, m.parts.Root.Disk)
 	set := func() error {
 		if err := m.e.o.Tree.Set(m.parts.Cgroup, limits); err != nil {
 			return fmt.Errorf("limits of %s: %w", m.g.Name, err)

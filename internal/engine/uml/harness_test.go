@@ -178,7 +178,7 @@ func (r *rig) guest(t testing.TB, spec guest.Spec) (guest.Guest, engine.Parts) {
 	must(t, err)
 	p := engine.Parts{Dir: dir, Cgroup: g.ID, IDBase: 1_500_000_000 + uint32(os.Getpid()%500+n)*65536, Domain: "lodge.internal", Kernel: r.kernel,
 		Root: engine.Root{Base: r.base, Volume: filepath.Join(volume, "root.ext4"), Quota: spec.Disk}, CPUSet: []int{n % 2}}
-	must(t, r.tree.Create(p.Cgroup, info.Limits(g.Spec, "")))
+	must(t, r.tree.Create(p.Cgroup, info.Overhead.Limits(g.Spec, "")))
 	return g, p
 }
 

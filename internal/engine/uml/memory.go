@@ -15,7 +15,6 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/base/proc"
 	"lodge/internal/base/units"
-	"lodge/internal/engine"
 	"lodge/internal/launch"
 	"lodge/internal/model/guest"
 )
@@ -51,7 +50,7 @@ func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
 }
 
 func (m *Machine) limit(spec guest.Spec) error {
-	if err := m.e.o.Tree.Set(m.parts.Cgroup, engine.Info{Overhead: overhead}.Limits(spec, m.parts.Root.Disk)); err != nil {
+	if err := m.e.o.Tree.Set(m.parts.Cgroup, overhead().Limits(spec, m.parts.Root.Disk)); err != nil {
 		return fmt.Errorf("limits of %s: %w", m.g.Name, err)
 	}
 	return nil

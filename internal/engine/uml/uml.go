@@ -68,13 +68,13 @@ func New(o Options) *Engine {
 // overhead is what the kernel's process and those of the guest's programs take
 // beside the guest's memory: page tables and stacks of the host's, the image of
 // the kernel, the mailbox.
-const overhead = 96 << 20
+func overhead() engine.Overhead { return engine.Overhead{Memory: 96 << 20} }
 
 // Info says what the engine can do here, with the kernel that guests boot when
 // they ask for none.
 func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	i := engine.Info{
-		Name: "uml", Model: guest.Paravirt, Form: guest.Volume, Kernel: "um", Overhead: overhead, Pin: true, Debugs: debugs(),
+		Name: "uml", Model: guest.Paravirt, Form: guest.Volume, Kernel: "um", Overhead: overhead(), Pin: true, Debugs: debugs(),
 		Version: "User-Mode Linux",
 		Can:     engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Debug: true, Quiesce: true, Admit: true, Trim: true, Clock: true},
 	}
