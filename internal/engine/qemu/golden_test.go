@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // some is a host with everything.
-var some = host{Version: "7.2.22", Machine: "pc-q35-7.2", CPUs: 4, Firmware: firmware{
+var some = host{Version: "7.2.22", Machine: "pc-q35-7.2", CPUs: 4, TSC: 2_100_000, Firmware: firmware{
 	"bios": {}, "uefi": {"/ovmf/code", "/ovmf/vars"}, "uefi-secure": {"/ovmf/code.secboot", "/ovmf/vars.ms"}}}
 
 func web1() (guest.Guest, engine.Parts) {
@@ -165,5 +165,22 @@ func TestWhatQEMUSays(t *testing.T) {
 	now := parseModels([]byte("Available CPUs:\n  486\n  Denverton-v1\n  max    Enables all\n\nRecognized CPUID flags:\n  3dnow\n"))
 	if strings.Join(old, " ") != "486 max" || strings.Join(now, " ") != "486 max" {
 		t.Errorf("%q %q", old, now)
+	}
+}
+
+func TestHowFastTheHostCounts(t *testing.T) {
+	for text, want := range map[string]uint64{
+		"processor\t: 0\ncpu MHz\t\t: 2100.004\nflags\t\t: fpu constant_tsc hypervisor\n\nprocessor\t: 1\ncpu MHz\t\t: 800.000\n": 2_100_004,
+		"cpu MHz\t\t: 2100.000\nflags\t\t: fpu constant_tsc\n":                                                                    0, // it changes with the load
+		"cpu MHz\t\t: 2100.000\nflags\t\t: fpu hypervisor\n":                                                                      0,
+		"cpu MHz\t\t: x\nflags\t\t: constant_tsc hypervisor\n":                                                                    0,
+		"": 0,
+	} {
+		if got := tscShown(text); got != want {
+			t.Errorf("%q: %d", text, got)
+		}
+	}
+	if tscWords(0) != "" {
+		t.Error("a kernel is told what nobody knows")
 	}
 }

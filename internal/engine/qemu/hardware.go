@@ -27,9 +27,10 @@ type hardware struct {
 	UUID     string `json:"uuid"`
 	Firmware string `json:"firmware"` // "bios", "uefi", "uefi-secure"
 	TPM      bool   `json:"tpm,omitempty"`
-	Kernel   bool   `json:"kernel"` // boots a kernel that it is handed, not a disk
-	Modern   bool   `json:"modern"` // has virtio's devices, not those that any system knows
-	Agent    string `json:"agent"`  // name of the serial port that its agent listens on
+	Kernel   bool   `json:"kernel"`        // boots a kernel that it is handed, not a disk
+	Modern   bool   `json:"modern"`        // has virtio's devices, not those that any system knows
+	TSC      uint64 `json:"tsc,omitempty"` // what the kernel of a microvm is told of its clock
+	Agent    string `json:"agent"`         // name of the serial port that its agent listens on
 
 	Drives  []drive  `json:"drives"`
 	Cards   []card   `json:"cards"`
@@ -102,6 +103,7 @@ type host struct {
 	KVM      bool
 	CPUs     int
 	Firmware firmware
+	TSC      uint64 // thousands a second that the processors' time stamp counter counts; 0: not known
 }
 
 func (h host) accel() string {
@@ -169,6 +171,9 @@ func (w *hardware) choose(g guest.Guest, h host) error {
 	default:
 		w.Kind, w.Machine = kind, kind
 		w.MaxCPUs = w.CPUs
+		if !h.KVM {
+			w.TSC = h.TSC
+		}
 	}
 	switch {
 	case !cpuModel.MatchString(w.CPUModel):

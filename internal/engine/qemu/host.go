@@ -67,7 +67,7 @@ func (e *Engine) see(ctx context.Context) (*look, error) {
 	if err := l.ask(ctx); err != nil {
 		return nil, err
 	}
-	l.CPUs = e.o.cpus()
+	l.CPUs, l.TSC = e.o.cpus(), tscKHz()
 	l.Firmware = findFirmware(e.o.firmwareDir())
 	l.tpm = findTPM(ctx)
 	l.KVM, l.kvmWhy = false, "it was not tried out"

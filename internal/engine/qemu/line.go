@@ -175,7 +175,7 @@ func (w hardware) identity(l *line, p places) {
 func (w hardware) kernelLine() string {
 	line := "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
 	if w.Accel == "tcg" {
-		line += " tsc=reliable mitigations=off quiet"
+		line += " tsc=reliable mitigations=off quiet" + tscWords(w.TSC)
 	}
 	return line
 }

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/session"
+	"lodge/internal/engine"
 	"lodge/internal/engine/enginetest"
 	"lodge/internal/model/guest"
 )
@@ -47,7 +48,7 @@ func (x *kept) ready() {
 			return
 		}
 	}
-	x.t.Fatal("it never was up")
+	x.t.Fatalf("it never was up; its console:\n%s", engine.LastLines(x.parts))
 }
 
 // seal puts a copy in memory that nobody can change in the place of a saved
