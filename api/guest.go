@@ -202,6 +202,7 @@ type Explanation struct {
 	Next    string   `json:"next" doc:"the next step, and why"`
 	Pending []string `json:"pending,omitempty" doc:"what it gets with its next start only"`
 	Problem *Problem `json:"problem,omitempty"`
+	Last    string   `json:"last,omitempty" doc:"what it said last before it ended badly, or what shows why it does not boot"`
 }
 
 // GuestStop says how a guest is taken down.

@@ -68,6 +68,6 @@ func (s *Server) explainGuest(ctx context.Context, in *GuestName) (*explainOutpu
 	g := s.guestAPI(r, nil)
 	return &explainOutput{Body: api.Explanation{
 		Name: r.Name, Phase: string(x.Phase), Goal: string(x.Goal), Step: string(x.Step),
-		Seen: x.Seen, Wanted: x.Wanted, Next: x.Next, Pending: g.Pending, Problem: g.Problem,
+		Seen: x.Seen, Wanted: x.Wanted, Next: x.Next, Pending: g.Pending, Problem: g.Problem, Last: r.Status.Last,
 	}}, nil
 }

@@ -2,6 +2,7 @@ package guest
 
 import (
 	"fmt"
+	"strings"
 
 	"github.com/spf13/cobra"
 
@@ -37,6 +38,11 @@ func newExplain(f *cli.Factory) *cobra.Command {
 					if p.Hint != "" {
 						t.Row("hint", p.Hint)
 					}
+				}
+				name := "said last"
+				for line := range strings.Lines(x.Last) {
+					t.Row(name, strings.TrimSpace(line))
+					name = cli.Blank
 				}
 				return t
 			})

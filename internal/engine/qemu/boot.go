@@ -170,15 +170,23 @@ func systemIn(registers string) bool {
 // terminalMoves are what moves a terminal's cursor, which firmware writes
 // instead of lines, and other orders to terminals.
 var (
-	terminalMoves  = regexp.MustCompile("\x1b\\[[0-9;?]*[Hf]")
+	terminalMoves  = regexp.MustCompile("\x1b\\[([0-9]*);?[0-9]*[Hf]")
 	terminalOrders = regexp.MustCompile("\x1b(\\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[=>c])")
 	emptyLines     = regexp.MustCompile("\n[ \t\n]*\n")
 )
 
-// plain is a console's text as lines. Every jump of the cursor begins a new one.
+// plain is a console's text as lines. A jump of the cursor begins a new one if it
+// leads to another line.
 func plain(console []byte) string {
 	text := strings.ReplaceAll(string(console), "\r\n", "\n")
-	text = terminalMoves.ReplaceAllString(text, "\n")
+	at := ""
+	text = terminalMoves.ReplaceAllStringFunc(text, func(move string) string {
+		was := at
+		if at = strings.TrimLeft(terminalMoves.FindStringSubmatch(move)[1], "0"); at == was {
+			return ""
+		}
+		return "\n"
+	})
 	text = terminalOrders.ReplaceAllString(text, "")
 	text = strings.Map(func(r rune) rune {
 		switch {

@@ -21,6 +21,7 @@ func TestWhyNothingBoots(t *testing.T) {
 		"it may still come":    {"SeaBIOS (version 1)\r\nBooting from Hard Disk...", false, "", ""},
 		"nothing to boot":      {biosSays, false, "its BIOS found nothing to boot", "Boot failed: not a bootable disk"},
 		"a loader that waits":  {grubSays, true, "it said last: Press any key to continue...", "error: invalid magic number.\nPress"},
+		"words in pieces":      {"\x1b[05;02HPress en\x1b[05;10H\x1b[05;11Hter\x1b[6;1H*it\x1b[6;4H", true, "it said last: *it", "Press enter\n*it"},
 		"a loader that reads":  {grubSays, false, "", ""},
 		"a screen only":        {"", true, "no operating system has started", ""},
 		"the firmware's shell": {"\x1b[2J\x1b[01;01HUEFI Interactive Shell v2.2\r\nEDK II\r\n\x1b[1m\x1b[33mShell> ", false, "shows its own shell", "EDK II"},
