@@ -136,6 +136,7 @@ const (
 	OpPassword Op = "password" // User, Hash
 	OpHold     Op = "hold"     // Bytes of memory to keep from the guest's programs; pages that the host may take, then the result with Bytes
 	OpKeys     Op = "keys"     // User, Keys: those who have them may log in
+	OpSqueeze  Op = "squeeze"  // pages that the host may take, which the guest can use again at once; then the result
 )
 
 // Request is what the host asks.

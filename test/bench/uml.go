@@ -157,10 +157,12 @@ func (s *server) crowdReady(ctx context.Context, n int) error {
 	})
 }
 
-// How long many guests may take to be ready, and how often they are looked at.
+// How long many guests may take to be ready, how often they are looked at, and
+// how long they are left alone then.
 const (
 	crowdLimit = 15 * time.Minute
 	crowdLook  = time.Second
+	crowdRest  = 30 * time.Second // until they have given back what they needed to boot
 )
 
 // paravirtCrowd has 40 guests at once, and 20 of them idle.
@@ -175,7 +177,7 @@ func (b *bench) paravirtCrowd(ctx context.Context, s *server) error {
 		return err
 	}
 	b.report.add(single(group, fmt.Sprintf("launch of %d Debian guests at once, all ready", crowd), "lodge", "s", time.Since(begun).Seconds()))
-	time.Sleep(settle)
+	time.Sleep(crowdRest)
 	all, err := s.usage(ctx)
 	if err != nil {
 		return err

@@ -15,10 +15,21 @@ const holdMost = 1 << 20
 // Hold makes the agent keep so many bytes of memory from the guest's programs,
 // and returns how many it keeps. take is told the numbers of pages that the
 // guest does not use from then on, of which a guest that lies may make up any.
-// It is errs.NoSpace if the guest's programs need the memory; what they did not
-// need is held then. There is no bound on how long that takes but ctx's.
+// It is errs.Unsupported if the guest's programs need the memory; what they did
+// not need is held then. There is no bound on how long that takes but ctx's.
 func (l *Link) Hold(ctx context.Context, bytes uint64, take func(pages []uint32) error) (held uint64, err error) {
-	c, err := l.begin(ctx, agent.Request{Op: agent.OpHold, Bytes: bytes})
+	return l.offered(ctx, agent.Request{Op: agent.OpHold, Bytes: bytes}, take)
+}
+
+// Squeeze tells take of all pages that the guest does not use at the moment; it
+// can use them again when Squeeze returns, and finds zeros in them.
+func (l *Link) Squeeze(ctx context.Context, take func(pages []uint32) error) error {
+	_, err := l.offered(ctx, agent.Request{Op: agent.OpSqueeze}, take)
+	return err
+}
+
+func (l *Link) offered(ctx context.Context, r agent.Request, take func(pages []uint32) error) (held uint64, err error) {
+	c, err := l.begin(ctx, r)
 	if err != nil {
 		return 0, err
 	}

@@ -168,6 +168,8 @@ func (a *Agent) answer(st *yamux.Stream) {
 	case agent.OpHold:
 		held, err := a.balloon.hold(s, r.Bytes)
 		s.result(agent.Result{Bytes: held}, err)
+	case agent.OpSqueeze:
+		s.result(agent.Result{}, a.balloon.squeeze(s))
 	default:
 		out, err := a.simple(r)
 		s.result(out, err)

@@ -25,12 +25,13 @@ const (
 	// balloonPiece is how much is taken at a time, as large as a pipe can be:
 	// one keeps its pages where they are while the host takes them.
 	balloonPiece = 1 << 20
-	// balloonRest is what the guest keeps free.
-	balloonRest = 8 << 20
+	// balloonRest is what the guest keeps free: more than a program can fill
+	// while the agent takes a piece.
+	balloonRest = 12 << 20
 )
 
 // hold makes the agent hold so many bytes, rounded down to whole pieces, and
-// returns how many it does hold. It is NoSpace if the guest needs its memory
+// returns how many it does hold. It is Unsupported if the guest needs its memory
 // itself: what could be taken is held then.
 func (b *balloon) hold(s *stream, bytes uint64) (held uint64, err error) {
 	b.mu.Lock()
@@ -51,12 +52,39 @@ func (b *balloon) hold(s *stream, bytes uint64) (held uint64, err error) {
 	return b.size(), nil
 }
 
+// squeeze lets the host have all memory that the guest does not use at the
+// moment, and its caches. The guest gets it back the moment that it does.
+func (b *balloon) squeeze(s *stream) error {
+	b.mu.Lock()
+	defer b.mu.Unlock()
+	var taken [][]byte
+	defer func() {
+		for _, piece := range taken {
+			_ = unix.Munmap(piece)
+		}
+	}()
+	for {
+		piece, err := takePiece(s)
+		if errs.Is(err, errs.Unsupported) {
+			return nil
+		}
+		if err != nil {
+			return err
+		}
+		taken = append(taken, piece)
+	}
+}
+
+func errNeeded() error {
+	return &errs.Error{Kind: errs.Unsupported, Field: "memory", Msg: "the guest's programs need its memory", Hint: "end some of them and set it again, or restart the guest"}
+}
+
 func (b *balloon) size() uint64 { return uint64(len(b.held)) * balloonPiece }
 
 // takePiece takes memory and has the host take it.
 func takePiece(s *stream) (piece []byte, err error) {
 	if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+balloonRest {
-		return nil, &errs.Error{Kind: errs.NoSpace, Field: "memory", Msg: "the guest's programs need its memory", Hint: "end some of them, or take less from it"}
+		return nil, errNeeded()
 	}
 	piece, err = unix.Mmap(-1, 0, balloonPiece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {

@@ -36,7 +36,7 @@ const spareCard = 64
 
 // doors are the descriptors of the spare doors in the guest's kernel.
 func doors() [spares]int {
-	j := launch.Jail{Files: []launch.File{lineFile: launch.Pair{}, initrdFile: launch.Memory{}, mailboxFile: launch.Memory{}}}
+	j := launch.Jail{Files: fixedFiles()}
 	first := j.Descriptor(len(j.Files))
 	var out [spares]int
 	for i := range out {

@@ -47,7 +47,7 @@ func (ls *lines) get(e *Engine, g guest.Guest, parts engine.Parts, h keeper.Held
 	}
 	// Descriptors are numbered by what comes before them, which is the same
 	// for all guests.
-	fixed := launch.Jail{Files: []launch.File{lineFile: launch.Pair{}, initrdFile: launch.Memory{}, mailboxFile: launch.Memory{}}}
+	fixed := launch.Jail{Files: fixedFiles()}
 	ch, err := launch.Take(h, fixed.Descriptor(lineFile)+1)
 	if err != nil {
 		return nil, err
@@ -64,6 +64,7 @@ func (ls *lines) get(e *Engine, g guest.Guest, parts engine.Parts, h keeper.Held
 		Link: dial.Open(ch, dial.Options{Credit: true, Mailbox: mailbox, Changed: changed, Log: e.o.Log.With("guest", g.Name)})}
 	ls.of[g.ID] = l
 	go ls.forget(g.ID, l)
+	go e.slim(l, parts.Cgroup, h)
 	return l, nil
 }
 

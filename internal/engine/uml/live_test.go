@@ -5,9 +5,11 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
+	"lodge/internal/launch"
 	"lodge/internal/model/guest"
 )
 
@@ -41,7 +43,7 @@ func TestMemoryGoesBack(t *testing.T) {
 	}
 	// More than it can give.
 	spec.Memory = 32 << 20
-	if err := m.Resize(t.Context(), spec); !errs.Is(err, errs.NoSpace) || charged() > after {
+	if err := m.Resize(t.Context(), spec); !errs.Is(err, errs.Unsupported) || charged() > after {
 		t.Errorf("%v, %d MiB are charged", err, charged()>>20)
 	}
 	if is := sh("md5sum /tmp/kept"); is != sum {
@@ -95,4 +97,32 @@ func TestCardsComeAndGo(t *testing.T) {
 		}
 		must(t, m.UnplugNIC(context.Background(), n.Name))
 	}
+}
+
+// TestSlim watches a guest that used memory, and has little to do now, give it
+// back by itself, and what it booted from go.
+func TestSlim(t *testing.T) {
+	r := newRig(t)
+	g, p := r.guest(t, guest.Spec{Memory: 256 << 20})
+	m := r.boot(t, g, p)
+	defer r.end(t, m)
+	said(t, m, "sh", "-c", "mount -t tmpfs -o size=220m none /tmp && head -c 120000000 /dev/zero > /tmp/used && rm /tmp/used")
+	archive, err := launch.Take(m.held, launch.Jail{Files: fixedFiles()}.Descriptor(initrdFile))
+	must(t, err)
+	defer archive.Close()
+	deadline := time.Now().Add(2 * time.Minute)
+	for {
+		u, err := m.Usage(t.Context())
+		must(t, err)
+		fi, err := archive.Stat()
+		must(t, err)
+		if u.Memory < 80<<20 && fi.Size() == 0 {
+			break
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("%d MiB are charged, and %d bytes are left of what it booted from", u.Memory>>20, fi.Size())
+		}
+		time.Sleep(100 * time.Millisecond)
+	}
+	said(t, m, "sh", "-c", "head -c 120000000 /dev/zero > /tmp/used && md5sum /tmp/used")
 }

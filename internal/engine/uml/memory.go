@@ -15,6 +15,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/base/proc"
 	"lodge/internal/base/units"
+	"lodge/internal/keeper"
 	"lodge/internal/launch"
 	"lodge/internal/model/guest"
 )
@@ -70,22 +71,20 @@ func (m *Machine) hold(ctx context.Context, bytes uint64) (held uint64, err erro
 	}
 	ctx, cancel := context.WithTimeout(ctx, holdTime)
 	defer cancel()
-	file, err := m.physical()
+	file, err := physical(m.held, m.line.memory)
 	if err != nil {
 		return 0, err
 	}
 	defer file.Close()
-	held, err = m.line.Hold(ctx, bytes, func(pages []uint32) error {
-		return proc.Control(file, func(fd int) error { return punch(fd, pages) })
-	})
+	held, err = m.line.Hold(ctx, bytes, puncher(file))
 	return min(held, bytes), err
 }
 
 // physical is the file that the guest's memory is: one that its kernel made and
 // removed the name of. The kernel may lie about which one it is; it has none
 // open but its own.
-func (m *Machine) physical() (*os.File, error) {
-	dir := "/proc/" + strconv.Itoa(m.held.State().Pid) + "/fd"
+func physical(held keeper.Held, memory uint64) (*os.File, error) {
+	dir := "/proc/" + strconv.Itoa(held.State().Pid) + "/fd"
 	all, err := os.ReadDir(dir)
 	if err != nil {
 		return nil, err
@@ -97,18 +96,24 @@ func (m *Machine) physical() (*os.File, error) {
 			continue
 		}
 		fi, err := os.Stat(at)
-		if n, e := strconv.Atoi(f.Name()); err == nil && e == nil && fi.Size() >= int64(m.line.memory) {
-			return launch.Take(m.held, n)
+		if n, e := strconv.Atoi(f.Name()); err == nil && e == nil && fi.Size() >= int64(memory) {
+			return launch.Take(held, n)
 		}
 	}
-	return nil, &errs.Error{Op: "uml.resize", Kind: errs.Unsupported, Ref: m.g.Key().String(), Field: "memory",
-		Msg: "the guest's memory was not found", Hint: "lodge restart " + m.g.Name}
+	return nil, &errs.Error{Op: "uml.resize", Kind: errs.Unsupported, Field: "memory", Msg: "the guest's memory was not found", Hint: "restart the guest"}
 }
 
 // isMemory recognizes the name of such a file (arch/um/os-Linux/mem.c), which
 // never had one or, in older versions, lost it.
 func isMemory(name string) bool {
 	return strings.HasPrefix(name, "/tmp/") && strings.HasSuffix(name, " (deleted)")
+}
+
+// puncher makes holes where pages of the guest's memory were.
+func puncher(file *os.File) func(pages []uint32) error {
+	return func(pages []uint32) error {
+		return proc.Control(file, func(fd int) error { return punch(fd, pages) })
+	}
 }
 
 // pageSize is that of guests' kernels.

@@ -64,6 +64,12 @@ const (
 	firstCard = spareFile + spares
 )
 
+// fixedFiles are the first of a jail's files, which are of the same kind for all
+// guests: what comes behind them has the same descriptors.
+func fixedFiles() []launch.File {
+	return []launch.File{lineFile: launch.Pair{}, initrdFile: launch.Memory{}, mailboxFile: launch.Memory{}}
+}
+
 // spares is how many network cards a guest can be given while it runs: each is
 // an open door to the host's tap devices with no device behind it yet.
 const spares = 4
@@ -136,7 +142,7 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 			lineFile: launch.Pair{},
 			// What makes the guest this guest comes first: the kernel wants
 			// archives to begin at a multiple of 4 bytes.
-			initrdFile:  launch.Memory{Name: "initrd", Parts: []launch.Part{{Bytes: config}, {Path: parts.Kernel.Initrd}}, Seal: unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK},
+			initrdFile:  launch.Memory{Name: "initrd", Parts: []launch.Part{{Bytes: config}, {Path: parts.Kernel.Initrd}}, Seal: unix.F_SEAL_GROW},
 			mailboxFile: launch.Memory{Name: "mailbox", Size: mailboxSize, Seal: unix.F_SEAL_GROW | unix.F_SEAL_SHRINK},
 		},
 		Limits:  launch.Limits{Descriptors: 4096},

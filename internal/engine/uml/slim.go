@@ -1,0 +1,89 @@
+package uml
+
+import (
+	"context"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/proc"
+	"lodge/internal/keeper"
+	"lodge/internal/launch"
+)
+
+// A guest that has booted used memory for that which it does not use any more,
+// but its kernel gives nothing back by itself.
+const (
+	slimAfter = 5 * time.Second // of little to do
+	slimTries = 60
+	slimIdle  = 0.1 // of a processor is little
+)
+
+// slim frees what a guest needed only to boot, once: the archive that it booted
+// from and, in a moment when it has little to do, the memory that it does not
+// use.
+func (e *Engine) slim(l *line, group string, held keeper.Held) {
+	ctx, cancel := context.WithCancel(context.Background())
+	defer cancel()
+	go func() {
+		select {
+		case <-l.Done():
+			cancel()
+		case <-ctx.Done():
+		}
+	}()
+	if l.Await(ctx) != nil {
+		return
+	}
+	if err := empty(held, initrdFile); err != nil {
+		e.o.Log.Debug("the archive that a guest booted from stays", "guest", held.State().Name, "err", err)
+	}
+	for range slimTries {
+		idle, err := e.rests(ctx, group)
+		if err != nil {
+			return
+		}
+		if idle {
+			if err := squeeze(ctx, l, held); err != nil && ctx.Err() == nil {
+				e.o.Log.Debug("a guest keeps memory that it does not use", "guest", held.State().Name, "err", err)
+			}
+			return
+		}
+	}
+}
+
+// rests watches whether the guest has little to do.
+func (e *Engine) rests(ctx context.Context, group string) (bool, error) {
+	before, err := e.o.Tree.Usage(group)
+	if err != nil {
+		return false, err
+	}
+	select {
+	case <-time.After(slimAfter):
+	case <-ctx.Done():
+		return false, ctx.Err()
+	}
+	after, err := e.o.Tree.Usage(group)
+	return after.CPUSeconds-before.CPUSeconds < slimIdle*slimAfter.Seconds(), err
+}
+
+func squeeze(ctx context.Context, l *line, held keeper.Held) error {
+	ctx, cancel := context.WithTimeout(ctx, holdTime)
+	defer cancel()
+	file, err := physical(held, l.memory)
+	if err != nil {
+		return err
+	}
+	defer file.Close()
+	return l.Squeeze(ctx, puncher(file))
+}
+
+// empty makes one of the files that the jail made in memory empty.
+func empty(held keeper.Held, file int) error {
+	f, err := launch.Take(held, launch.Jail{Files: fixedFiles()}.Descriptor(file))
+	if err != nil {
+		return err
+	}
+	defer f.Close()
+	return proc.Control(f, func(fd int) error { return unix.Ftruncate(fd, 0) })
+}
