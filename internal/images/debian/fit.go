@@ -183,7 +183,7 @@ func (t *tweak) units() {
 		"sys-kernel-debug.mount", "sys-kernel-tracing.mount", "sys-kernel-config.mount",
 		"proc-sys-fs-binfmt_misc.automount", "dev-hugepages.mount", "systemd-modules-load.service", "modprobe@.service",
 		"systemd-udevd.service", "systemd-udevd-control.socket", "systemd-udevd-kernel.socket",
-		"systemd-udev-trigger.service", "systemd-pstore.service", "e2scrub_reap.service", "e2scrub_all.timer",
+		"systemd-udev-trigger.service", "systemd-pstore.service",
 	} {
 		t.dropIn(unit, "[Unit]\nConditionVirtualization=!container\n")
 	}
@@ -194,6 +194,9 @@ func (t *tweak) units() {
 	// were started: `systemctl enable apt-daily.timer` is the guest's choice.
 	t.remove("etc/systemd/system/timers.target.wants/apt-daily*.timer",
 		"etc/systemd/system/*.wants/systemd-networkd*", "etc/systemd/system/*.wants/systemd-network-generator*")
+	// Which look for volumes of LVM to check, at each boot and each week: a
+	// guest that has some can enable them.
+	t.remove("etc/systemd/system/*.wants/e2scrub_*")
 	// Each guest's journal is on its pool; a tenth of a small disk is too much.
 	t.write("etc/systemd/journald.conf.d/lodge.conf", "[Journal]\nSystemMaxUse=64M\n")
 }
