@@ -170,7 +170,7 @@ func (d *Door) image(name string) (tables.ImageRecord, error) {
 	r, err := d.Tables.Images.Get(name)
 	switch {
 	case err != nil:
-		return r, &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "does not exist", Hint: build, Err: err}
+		return r, &errs.Error{Kind: errs.NotFound, Ref: "image/" + name, Field: "image", Msg: "does not exist", Hint: "lodge image ls shows what is there, lodge image build --help what can be made", Err: err}
 	case r.Deleting != nil:
 		return r, &errs.Error{Kind: errs.Conflict, Ref: "image/" + name, Field: "image", Msg: "is being removed", Hint: build}
 	case r.Status.Digest == "" && r.Status.Problem != nil:

@@ -83,7 +83,7 @@ func (d *Door) saving(g tables.GuestRecord) (Engine, error) {
 	}
 	if !e.Save {
 		return e, &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + g.Name, Msg: fmt.Sprintf("is run by engine %s, which cannot keep its memory", e.Name),
-			Hint: "leave the memory out, or make it a virtual machine: lodge model " + g.Name + " vm"}
+			Hint: "only virtual machines can: lodge model " + g.Name + " vm"}
 	}
 	return e, nil
 }

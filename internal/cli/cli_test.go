@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -155,5 +156,15 @@ func TestProgressIsTakenAway(t *testing.T) {
 	p.draw(nil)
 	if got := b.String(); !strings.HasSuffix(got, "\x1b[1A\r\x1b[J") || !strings.Contains(got, "\x1b[2A\r\x1b[J") {
 		t.Errorf("drawn %q", got)
+	}
+}
+
+func TestFold(t *testing.T) {
+	got := Fold([]string{"one", "two", "three", "fourteen", "a-word-that-is-too-long"}, 15)
+	if want := []string{"one, two,", "three,", "fourteen,", "a-word-that-is-too-long"}; !slices.Equal(got, want) {
+		t.Errorf("%q", got)
+	}
+	if got := Fold(nil, 10); got != nil {
+		t.Errorf("of nothing: %q", got)
 	}
 }

@@ -69,6 +69,22 @@ func (t *Table) Write(w io.Writer) error {
 	return err
 }
 
+// Fold joins words with commas into lines of at most width characters, if they
+// are not longer themselves.
+func Fold(words []string, width int) (lines []string) {
+	for i, w := range words {
+		if i < len(words)-1 {
+			w += ","
+		}
+		if n := len(lines) - 1; n >= 0 && utf8.RuneCountInString(lines[n])+1+utf8.RuneCountInString(w) <= width {
+			lines[n] += " " + w
+		} else {
+			lines = append(lines, w)
+		}
+	}
+	return lines
+}
+
 func shown(cell string) string {
 	if cell == Blank {
 		return cell

@@ -11,6 +11,7 @@ import (
 	"sync"
 	"syscall"
 
+	"golang.org/x/sys/unix"
 	"golang.org/x/term"
 )
 
@@ -64,26 +65,38 @@ func (s *Streams) NewPassword(ctx context.Context, what string) (string, error) 
 	if !s.InTTY {
 		return firstLine(s.In)
 	}
-	first, err := s.unseen(ctx, what)
+	seen, err := s.unseen()
 	if err != nil {
 		return "", err
 	}
-	again, err := s.unseen(ctx, "Again")
+	defer seen()
+	first, err := s.ask(ctx, what)
+	if err != nil {
+		return "", err
+	}
+	again, err := s.ask(ctx, "Again")
 	if err == nil && again != first {
 		err = errors.New("these are not the same")
 	}
 	return first, err
 }
 
-// unseen asks at the terminal for what, which is not shown while it is typed.
-// Whoever is interrupted does not have to press Enter, and finds the terminal as
-// it was.
-func (s *Streams) unseen(ctx context.Context, what string) (string, error) {
+// unseen has the terminal not show what is typed, from before anything is asked
+// for until seen is called.
+func (s *Streams) unseen() (seen func(), err error) {
 	fd := int(s.In.Fd())
-	old, err := term.GetState(fd)
+	old, err := unix.IoctlGetTermios(fd, unix.TCGETS)
 	if err != nil {
-		return "", err
+		return nil, err
 	}
+	quiet := *old
+	quiet.Lflag &^= unix.ECHO
+	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, unix.IoctlSetTermios(fd, unix.TCSETS, &quiet)
+}
+
+// ask reads a line at the terminal. Whoever is interrupted does not have to press
+// Enter.
+func (s *Streams) ask(ctx context.Context, what string) (string, error) {
 	defer fmt.Fprintln(s.Err)
 	fmt.Fprint(s.Err, what+": ")
 	type answer struct {
@@ -92,14 +105,14 @@ func (s *Streams) unseen(ctx context.Context, what string) (string, error) {
 	}
 	typed := make(chan answer, 1)
 	go func() {
-		text, err := term.ReadPassword(fd)
+		text, err := term.ReadPassword(int(s.In.Fd()))
 		typed <- answer{text, err}
 	}()
 	select {
 	case a := <-typed:
 		return string(a.text), a.err
 	case <-ctx.Done():
-		return "", errors.Join(context.Cause(ctx), term.Restore(fd, old))
+		return "", context.Cause(ctx)
 	}
 }
 

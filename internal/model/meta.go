@@ -55,6 +55,7 @@ const (
 // attempt count goes on from last when it is the same problem still.
 func ProblemOf(err error, now time.Time, last *Problem) *Problem {
 	p := &Problem{Code: errs.KindOf(err).String(), Message: err.Error(), Since: now, Attempts: 1}
+	err = errs.Alone(err)
 	if ours, ok := err.(*errs.Error); ok {
 		p.Message = ours.Words()
 	}

@@ -142,6 +142,14 @@ func About(err error, ref string) error {
 	return err
 }
 
+// Alone is the one error that err joins, if it joins no other.
+func Alone(err error) error {
+	if j, ok := err.(interface{ Unwrap() []error }); ok && len(j.Unwrap()) == 1 {
+		return Alone(j.Unwrap()[0])
+	}
+	return err
+}
+
 // Also adds what went wrong while cleaning up behind err. An error alone stays
 // what it is.
 func Also(err, more error) error {

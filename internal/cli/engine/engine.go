@@ -23,14 +23,14 @@ func NewGroup(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
-var header = []string{"ENGINE", "MODEL", "RUNS HERE", "VERSION", "CAN"}
+var header = []string{"ENGINE", "MODEL", "RUNS HERE", "VERSION"}
 
 func row(e api.Engine) []string {
 	runs := "yes"
 	if !e.Usable {
 		runs = "no: " + e.Missing
 	}
-	return []string{e.Name, e.Model, runs, e.Version, strings.Join(abilities(e), ",")}
+	return []string{e.Name, e.Model, runs, e.Version}
 }
 
 // abilities lists what an engine can do, in order.
@@ -53,14 +53,14 @@ func print(f *cli.Factory, output *cli.Output, list []api.Engine) error {
 	for _, e := range list {
 		t.Row(row(e)...)
 		if !e.Usable && e.Hint != "" {
-			t.Row(cli.Blank, cli.Blank, "hint: "+e.Hint, cli.Blank, cli.Blank)
+			t.Row(cli.Blank, cli.Blank, "hint: "+e.Hint, cli.Blank)
 		}
 	}
 	return t.Write(f.Streams.Out)
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	return list(f, "ls", "List the engines: for which model, whether they run here, what they can do", "  lodge engine ls\n  lodge engine ls -o json | jq '.[] | select(.usable).name'", (*client.Client).Engines)
+	return list(f, "ls", "List the engines: for which model, and whether they run here", "  lodge engine ls\n  lodge engine ls -o json | jq '.[] | select(.usable).name'", (*client.Client).Engines)
 }
 
 func newProbe(f *cli.Factory) *cobra.Command {
@@ -113,6 +113,9 @@ func newShow(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
+// listWidth keeps lists beside their names within a terminal.
+const listWidth = 64
+
 // details is everything about an engine, one thing a line.
 func details(e api.Engine) *cli.Table {
 	t := &cli.Table{}
@@ -130,7 +133,13 @@ func details(e api.Engine) *cli.Table {
 		add("runs here", "no: "+e.Missing)
 		add("hint", e.Hint)
 	}
-	add("can", strings.Join(abilities(e), ", "))
+	list := func(name string, words []string) {
+		for _, line := range cli.Fold(words, listWidth) {
+			add(name, line)
+			name = cli.Blank
+		}
+	}
+	list("can", abilities(e))
 	for _, f := range e.Facts {
 		add(f.Name, f.Value)
 	}
@@ -155,7 +164,7 @@ func details(e api.Engine) *cli.Table {
 		}
 		add("machine", words)
 	}
-	add("processors", strings.Join(e.CPUModels, ", "))
-	add("debug", strings.Join(e.Debugs, ", "))
+	list("processors", e.CPUModels)
+	list("debug", e.Debugs)
 	return t
 }

@@ -4,6 +4,8 @@ import (
 	"context"
 	"fmt"
 	"math"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -27,7 +29,7 @@ func newModel(f *cli.Factory) *cobra.Command {
 			"It keeps its name, addresses, limits, snapshots, published ports and files.\n" +
 			"What cannot be carried out leaves it as it was.",
 		Example:           "  lodge model web1 vm --dry-run\n  lodge model web1 vm --restart\n  lodge model web1 os",
-		Args:              cli.Named("GUEST", "MODEL"),
+		Args:              modelArgs,
 		ValidArgsFunction: completeModel(f),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			ask.Model = args[1]
@@ -49,11 +51,24 @@ func newModel(f *cli.Factory) *cobra.Command {
 	return cmd
 }
 
+// models are the words for them, as they are completed.
+var models = []string{"vm", "paravirt", "os"}
+
+func modelArgs(cmd *cobra.Command, args []string) error {
+	if err := cli.Named("GUEST", "MODEL")(cmd, args); err != nil {
+		return err
+	}
+	if !slices.Contains(models, args[1]) {
+		return cli.Usagef(cmd, "%q is no model; there are %s", args[1], strings.Join(models, ", "))
+	}
+	return nil
+}
+
 func completeModel(f *cli.Factory) cobra.CompletionFunc {
 	guests := completeGuest(f)
 	return func(cmd *cobra.Command, args []string, begun string) ([]cobra.Completion, cobra.ShellCompDirective) {
 		if len(args) == 1 {
-			return []cobra.Completion{"vm", "paravirt", "os"}, cobra.ShellCompDirectiveNoFileComp
+			return models, cobra.ShellCompDirectiveNoFileComp
 		}
 		return guests(cmd, args, begun)
 	}
@@ -84,7 +99,11 @@ func foreseen(m api.ModelChange, restart bool) *cli.Table {
 	t.Row("model", m.From+" -> "+m.To)
 	t.Row("engine", m.Engine)
 	if m.Copies {
-		t.Row("copied", fmt.Sprintf("%d files, %s, in about %.0f s", m.Files, units.Bytes(m.Bytes), math.Ceil(m.Seconds)))
+		most := ""
+		if m.Running && m.From != "os" { // what is in its volume shows once it rests
+			most = "at most "
+		}
+		t.Row("copied", most+fmt.Sprintf("%d files, %s, in about %.0f s", m.Files, units.Bytes(m.Bytes), math.Ceil(m.Seconds)))
 		t.Row("room", fmt.Sprintf("%s are needed on the pool for a moment, %s are free", units.Bytes(m.NeedsBytes), units.Bytes(m.FreeBytes)))
 	} else {
 		t.Row("copied", "nothing: its private data has the form already, or none was written")

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"lodge/api"
 	"lodge/api/client"
 	"lodge/internal/cli"
 )
@@ -193,6 +194,9 @@ Usual are sysrq-t and sysrq-w (what its kernel does), nmi, reset, stack.`,
 			}
 			if len(args) == 1 {
 				all, err := debugs(cmd.Context(), c, args[0])
+				if err == nil && len(all) == 0 {
+					err = &api.Error{Kind: api.KindUnsupported, Ref: "guest/" + args[0], Detail: "its engine has nothing for guests that hang", Hint: "look into it with lodge logs and lodge exec"}
+				}
 				for _, d := range all {
 					fmt.Fprintln(f.Streams.Out, d)
 				}

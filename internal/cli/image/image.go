@@ -54,9 +54,9 @@ func newBuild(f *cli.Factory) *cobra.Command {
 }
 
 func newLs(f *cli.Factory) *cobra.Command {
-	header := []string{"NAME", "STATE", "KIND", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "DIGEST", "BUILT"}
+	header := []string{"NAME", "STATE", "KIND", "OS", "RELEASE", "ARCH", "SIZE", "GUESTS", "BUILT"}
 	return cli.ListCommand(f, "List images", "  lodge image ls\n  lodge image ls -o json", header, (*client.Client).Images, func(i api.Image) []string {
-		return []string{i.Name, cli.State(i.Ready, "building", i.Problem), kind(i), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), short(i.Digest), cli.Since(i.Built)}
+		return []string{i.Name, cli.State(i.Ready, "building", i.Problem), kind(i), i.OS, i.Release, i.Architecture, units.Bytes(i.SizeBytes), fmt.Sprint(len(i.UsedBy)), cli.Since(i.Built)}
 	})
 }
 
@@ -69,15 +69,6 @@ func kind(i api.Image) string {
 		return "disc " + units.Bytes(i.DiskBytes)
 	}
 	return "disk " + units.Bytes(i.DiskBytes)
-}
-
-// short is enough of a digest to tell it from others.
-func short(digest string) string {
-	_, hex, ok := strings.Cut(digest, ":")
-	if !ok {
-		hex = digest
-	}
-	return hex[:min(12, len(hex))]
 }
 
 func newShow(f *cli.Factory) *cobra.Command {

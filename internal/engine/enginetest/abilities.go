@@ -222,6 +222,7 @@ func plugDisk(t *testing.T, h *suite) {
 		t.Fatal(err)
 	}
 	find := fmt.Sprintf("awk '$3 == %d {print $4}' /proc/partitions", kib)
+	known := r.parts
 	for range 2 {
 		if err := p.PlugDisk(t.Context(), d); err != nil {
 			t.Fatal(err)
@@ -238,6 +239,13 @@ func plugDisk(t *testing.T, h *suite) {
 			t.Fatal(err)
 		}
 		r.eventually("the disk is gone", func() bool { return r.shell(find) == "" })
+		// A daemon that has just started does not look for a running guest's kernel.
+		known.Kernel = engine.Kernel{}
+		m, err := h.Engine.Connect(t.Context(), r.g, known, r.held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p = m.(engine.Plugger)
 	}
 	if err := p.UnplugDisk(t.Context(), d.Name); !errs.Is(err, errs.NotFound) {
 		t.Errorf("taking away what is not there: %v", err)

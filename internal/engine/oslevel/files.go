@@ -145,6 +145,10 @@ func complaint(status int, remark, field string) error {
 	case strings.HasSuffix(remark, "no space left on device"), strings.HasSuffix(remark, "disk quota exceeded"):
 		kind = errs.NoSpace
 	}
-	return &errs.Error{Op: "oslevel.files", Kind: kind, Field: field, Msg: strings.TrimPrefix(remark, "lodge-agent: "),
+	hint := ""
+	if field == "user" && kind == errs.NotFound {
+		hint = "add the user in the guest first"
+	}
+	return &errs.Error{Op: "oslevel.files", Kind: kind, Field: field, Hint: hint, Msg: strings.TrimPrefix(remark, "lodge-agent: "),
 		Err: fmt.Errorf("the agent ended with %d", status)}
 }

@@ -22,7 +22,7 @@ func (m *Machine) refuse(kind errs.Kind, op, msg, hint string) error {
 
 // PlugDisk shows a file of the host in the guest's jail and tells its kernel.
 func (m *Machine) PlugDisk(ctx context.Context, d engine.Disk) error {
-	if err := fit(m.g, engine.Parts{Root: m.parts.Root, IDBase: m.parts.IDBase, Kernel: m.parts.Kernel, Disks: []engine.Disk{d}}); err != nil {
+	if err := fitDisk(m.g, d); err != nil {
 		return err
 	}
 	slots, err := m.disks(ctx)

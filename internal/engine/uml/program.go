@@ -112,12 +112,23 @@ func fit(g guest.Guest, parts engine.Parts) error {
 		return bad(errs.Invalid, "disks", fmt.Sprintf("%d further disks are too many", len(parts.Disks)), fmt.Sprintf("at most %d", disksMax-firstDisk))
 	}
 	for _, d := range parts.Disks {
-		if d.Name == "" || strings.ContainsAny(d.Name, "/,: ") || strings.HasPrefix(d.Name, ".") {
-			return bad(errs.Invalid, "disks", fmt.Sprintf("%q cannot be the name of a disk", d.Name), "use letters, digits and dashes")
+		if err := fitDisk(g, d); err != nil {
+			return err
 		}
-		if d.Format != "raw" && d.Format != "" {
-			return bad(errs.Unsupported, "disks", fmt.Sprintf("disk %s is of format %s", d.Name, d.Format), "paravirtual guests have raw disks only")
-		}
+	}
+	return nil
+}
+
+// fitDisk says why a guest cannot have a further disk.
+func fitDisk(g guest.Guest, d engine.Disk) error {
+	e := &errs.Error{Op: "uml.disk", Kind: errs.Invalid, Ref: g.Key().String(), Field: "disks"}
+	switch {
+	case d.Name == "" || strings.ContainsAny(d.Name, "/,: ") || strings.HasPrefix(d.Name, "."):
+		e.Msg, e.Hint = fmt.Sprintf("%q cannot be the name of a disk", d.Name), "use letters, digits and dashes"
+		return e
+	case d.Format != "raw" && d.Format != "":
+		e.Kind, e.Msg, e.Hint = errs.Unsupported, fmt.Sprintf("disk %s is of format %s", d.Name, d.Format), "paravirtual guests have raw disks only"
+		return e
 	}
 	return nil
 }
