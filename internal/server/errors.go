@@ -76,7 +76,8 @@ func (p *problem) write(w http.ResponseWriter) {
 // in the log.
 func wire(err error) *api.Error {
 	e := &api.Error{Kind: errs.KindOf(err).String(), Status: statusOf(errs.KindOf(err))}
-	for at := err; at != nil; at = errors.Unwrap(at) {
+	found, _ := errors.AsType[*errs.Error](err) // perhaps one of several that are joined
+	for at := error(found); found != nil && at != nil; at = errors.Unwrap(at) {
 		ours, ok := at.(*errs.Error)
 		if !ok {
 			continue
@@ -89,7 +90,8 @@ func wire(err error) *api.Error {
 	if e.Detail == "" {
 		e.Detail = strings.ReplaceAll(e.Kind, "-", " ")
 	}
-	if e.Hint == "" && e.Kind == api.KindNotFound {
+	// Of a guest that is there, something else is missing than the guest.
+	if e.Hint == "" && e.Kind == api.KindNotFound && (e.Field == "" || !strings.HasPrefix(e.Ref, "guest/")) {
 		e.Hint = whereToLook(e.Ref)
 	}
 	return e

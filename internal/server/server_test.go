@@ -217,6 +217,10 @@ func TestEveryKindHasAStatus(t *testing.T) {
 		}
 		seen[e.Kind] = true
 	}
+	joined := wire(errors.Join(io.EOF, &errs.Error{Kind: errs.NotFound, Ref: "guest/x", Field: "user", Msg: "m"}))
+	if joined.Kind != api.KindNotFound || joined.Ref != "guest/x" || joined.Field != "user" || joined.Detail != "m" || joined.Hint != "" {
+		t.Errorf("one of several: %+v", joined)
+	}
 	e := wire(fmt.Errorf("outer: %w", &errs.Error{Kind: errs.Busy, Err: &errs.Error{Kind: errs.Invalid, Msg: "inner", Hint: "deep"}}))
 	if e.Kind != "busy" || e.Detail != "inner" || e.Hint != "deep" {
 		t.Errorf("%+v", e)
