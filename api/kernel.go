@@ -19,7 +19,8 @@ type Kernel struct {
 	Problem   *Problem   `json:"problem,omitempty"`
 }
 
-// KernelBuild asks for a kernel.
+// KernelBuild names the kernel that is to be made, and whether the newest is wanted
+// where one is there.
 type KernelBuild struct {
 	Name    string `json:"name" example:"linux/debian-12" doc:"linux/debian-12, linux/debian-13, um/debian-12, um/debian-13, um/debian-sid, um/lodge"`
 	Refresh bool   `json:"refresh,omitempty" doc:"build the newest even if one is there"`

@@ -17,7 +17,7 @@ type Snapshot struct {
 	Problem *Problem   `json:"problem,omitempty"`
 }
 
-// SnapshotCreate asks for a snapshot.
+// SnapshotCreate says what of a guest is to be kept, under which name.
 type SnapshotCreate struct {
 	Name   string `json:"name,omitempty" doc:"default: by the time" example:"before-upgrade"`
 	Note   string `json:"note,omitempty"`

@@ -105,7 +105,7 @@ func (c *Client) Engines(ctx context.Context) ([]api.Engine, error) {
 	return get[[]api.Engine](ctx, c, route("engines"), nil)
 }
 
-// Engine returns one engine.
+// Engine tells what one engine can do on this host, or why it runs no guests there.
 func (c *Client) Engine(ctx context.Context, name string) (api.Engine, error) {
 	return get[api.Engine](ctx, c, route("engines", name), nil)
 }

@@ -89,12 +89,13 @@ func (c *Client) ExportImage(ctx context.Context, name, format string) (io.ReadC
 	return c.stream(ctx, route("image-exports"), url.Values{"name": {name}, "format": {format}})
 }
 
-// Kernels lists the kernels.
+// Kernels lists what guests of models vm and paravirt can boot here, also what is
+// still being made.
 func (c *Client) Kernels(ctx context.Context) ([]api.Kernel, error) {
 	return get[[]api.Kernel](ctx, c, route("kernels"), nil)
 }
 
-// Kernel returns one kernel.
+// Kernel tells where one kernel is from, and who boots it.
 func (c *Client) Kernel(ctx context.Context, name string) (api.Kernel, error) {
 	return get[api.Kernel](ctx, c, kernelRoute(name), nil)
 }
@@ -104,7 +105,8 @@ func (c *Client) DeleteKernel(ctx context.Context, name string, wait time.Durati
 	return c.remove(ctx, kernelRoute(name), wait)
 }
 
-// BuildKernel makes a kernel.
+// BuildKernel makes a kernel. One that is there is left as it is, unless the newest
+// is asked for.
 func (c *Client) BuildKernel(ctx context.Context, b api.KernelBuild, wait time.Duration) (api.Operation, error) {
 	return c.operate(ctx, call{method: http.MethodPost, path: route("kernel-builds"), body: b}, wait)
 }

@@ -8,22 +8,24 @@ import (
 	"lodge/api"
 )
 
-// Snapshots lists a guest's snapshots.
+// Snapshots lists the moments of a guest that can be gone back to.
 func (c *Client) Snapshots(ctx context.Context, guest string) ([]api.Snapshot, error) {
 	return get[[]api.Snapshot](ctx, c, route("guests", guest, "snapshots"), nil)
 }
 
-// Snapshot returns one snapshot of a guest.
+// Snapshot tells when one was taken, how, and under which model.
 func (c *Client) Snapshot(ctx context.Context, guest, name string) (api.Snapshot, error) {
 	return get[api.Snapshot](ctx, c, route("guests", guest, "snapshots", name), nil)
 }
 
-// CreateSnapshot takes a snapshot of a guest.
+// CreateSnapshot keeps what a guest has on its disk at this moment, and its memory
+// if that is asked for.
 func (c *Client) CreateSnapshot(ctx context.Context, guest string, s api.SnapshotCreate, wait time.Duration) (api.Operation, error) {
 	return c.operate(ctx, call{method: http.MethodPost, path: route("guests", guest, "snapshots"), body: s}, wait)
 }
 
-// DeleteSnapshot removes a snapshot.
+// DeleteSnapshot forgets one moment of a guest; the guest and its other snapshots
+// stay as they are.
 func (c *Client) DeleteSnapshot(ctx context.Context, guest, name string, wait time.Duration) (api.Operation, error) {
 	return c.remove(ctx, route("guests", guest, "snapshots", name), wait)
 }

@@ -15,7 +15,7 @@ import (
 // That package would make the agent, which every guest with a kernel of its own
 // holds in memory, an eighth larger. Tests hold both to the same.
 
-// Encode writes v.
+// Encode fails only for what no message is made of.
 func Encode(v any) ([]byte, error) { return appendValue(nil, reflect.ValueOf(v)) }
 
 func appendValue(b []byte, v reflect.Value) ([]byte, error) {

@@ -9,7 +9,8 @@ import (
 	"lodge/internal/model/kernel"
 )
 
-// Source makes kernels.
+// Source is one place or way to get kernels from; the store asks the one that makes
+// what is wanted.
 type Source interface {
 	// Makes lists the names of the kernels that it can make.
 	Makes() []string

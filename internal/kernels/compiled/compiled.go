@@ -47,7 +47,7 @@ var patches embed.FS
 // single is for a source that the patches do not fit.
 const single = "# CONFIG_SMP is not set\n"
 
-// Source compiles a kernel.
+// Source compiles the kernel of paravirtual guests from the source that Debian has.
 type Source struct {
 	cache string
 	agent string // the guests' first program
@@ -62,7 +62,7 @@ func New(dir, agent string) *Source {
 	return &Source{cache: dir, agent: agent, apt: "/etc/apt", turn: make(chan struct{}, 1)}
 }
 
-// Makes lists the kernel.
+// Makes names the one kernel that is compiled.
 func (*Source) Makes() []string { return []string{name} }
 
 // Check says Unsupported when the host lacks what compiles kernels, and NoSpace
