@@ -33,7 +33,7 @@ func newBuild(f *cli.Factory) *cobra.Command {
 	buildable := []string{"debian/12", "debian/13", "debian/sid", "busybox", "empty"}
 	cmd := &cobra.Command{
 		Use: "build NAME", Short: "Build an image from a distribution's packages",
-		Long:      "Build an image from a distribution's packages: " + strings.Join(buildable, ", ") + ".\n" +
+		Long: "Build an image from a distribution's packages: " + strings.Join(buildable, ", ") + ".\n" +
 			"One that is there is left as it is. \"empty\" is a disk with nothing on it, for guests of\n" +
 			"model vm that a system is installed on.",
 		Example:   "  lodge image build debian/12\n  lodge image build debian/13 --variant minimal",
