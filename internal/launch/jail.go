@@ -59,6 +59,9 @@ type Bind struct {
 	Host, Inside string
 	Writable     bool // it becomes the jail's user's own then
 	Make         bool // a folder that is made if it is not there
+	// Files of a writable folder become the jail's user's too, those that are
+	// there: the folder may be a copy of another user's.
+	Files []string
 }
 
 // Limits are those of each process in the jail. A core is never written.
@@ -337,6 +340,9 @@ func (b *jail) bind(bind Bind, made map[string]bool) {
 		set |= unix.MOUNT_ATTR_RDONLY
 	} else {
 		b.Do("give away "+bind.Host, unix.SYS_FCHOWNAT, Cwd, b.Text(bind.Host), plan.Imm(b.j.UID), plan.Imm(b.j.UID), Zero)
+		for _, name := range bind.Files {
+			b.Ignore(unix.SYS_FCHOWNAT, Cwd, b.Text(path.Join(bind.Host, name)), plan.Imm(b.j.UID), plan.Imm(b.j.UID), plan.Imm(unix.AT_SYMLINK_NOFOLLOW))
+		}
 	}
 	m := b.Clone(what, Cwd, bind.Host, 0)
 	b.Attributes(what, m, set, nil)

@@ -227,6 +227,30 @@ stat -c '%n %u %a' /tmp /deep/er/own; ls /proc/sys; echo cpus $(grep Cpus_allowe
 	}
 }
 
+// TestMoved gives the program a folder that was another user's, with the files
+// that it is said to keep there and no others.
+func TestMoved(t *testing.T) {
+	r := newRig(t)
+	state := filepath.Join(r.dir, "state")
+	must(t, os.Mkdir(state, 0o700))
+	for _, name := range []string{"kept", "other"} {
+		must(t, os.WriteFile(filepath.Join(state, name), []byte(name+"\n"), 0o600))
+		must(t, os.Chown(filepath.Join(state, name), 1_600_000_000, 1_600_000_000))
+	}
+	outside := filepath.Join(r.dir, "outside")
+	must(t, os.WriteFile(outside, nil, 0o600))
+	must(t, os.Symlink(outside, filepath.Join(state, "link")))
+	r.run(`cat /state/kept; cat /state/other; echo END`, func(j *Jail) {
+		j.Binds = append(j.Binds, Bind{Host: state, Inside: "/state", Writable: true, Files: []string{"kept", "none", "link"}})
+	})
+	if out := r.said("END\n"); !strings.Contains(out, "kept\n") || !strings.Contains(out, "can't open '/state/other': Permission denied") {
+		t.Errorf("it reads\n%s", out)
+	}
+	if st, err := os.Stat(outside); err != nil || st.Sys().(*syscall.Stat_t).Uid != 0 {
+		t.Errorf("what a link leads to was given away: %v", err)
+	}
+}
+
 // TestFiles talks to a program through what it was handed.
 func TestFiles(t *testing.T) {
 	r := newRig(t)

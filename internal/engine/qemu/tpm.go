@@ -49,8 +49,11 @@ func (b *builder) addTPM(t *tpm) {
 		}
 	}
 	b.Binds = append(b.Binds, launch.Bind{Host: t.shell, Inside: shellInside},
-		launch.Bind{Host: filepath.Join(b.parts.Root.Writable, "tpm"), Inside: tpmInside, Writable: true, Make: true})
+		launch.Bind{Host: filepath.Join(b.parts.Root.Writable, "tpm"), Inside: tpmInside, Writable: true, Make: true, Files: tpmFiles()})
 }
+
+// tpmFiles are what swtpm keeps there.
+func tpmFiles() []string { return []string{"tpm2-00.permall", "tpm2-00.volatilestate", ".lock"} }
 
 // besides makes a command line one that starts the security module first. line
 // is its end of the line between both.
