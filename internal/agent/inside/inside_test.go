@@ -190,6 +190,12 @@ func TestNetwork(t *testing.T) {
 	if got := ip("addr", "show", "dev", "eth0"); !strings.Contains(got, "02:00:00:00:00:09") || !strings.Contains(got, "10.67.0.9/16") || strings.Contains(got, "10.67.0.5") || strings.Contains(got, "fd00::5") {
 		t.Errorf("%s", got)
 	}
+	if got := ip("-6", "addr", "show", "dev", "eth0", "scope", "link"); !strings.Contains(got, "fe80::ff:fe00:9/64") || strings.Count(got, "inet6") != 1 {
+		t.Errorf("the address of the link: %s", got)
+	}
+	if got := ip("route", "show", "default"); strings.Count(got, "default") != 1 || !strings.Contains(got, "via 10.67.0.1 dev eth0") {
+		t.Errorf("%s", got)
+	}
 	if got := ip("link", "show", "dev", "eth1"); !strings.Contains(got, "state DOWN") {
 		t.Errorf("a card that is to go is in use: %s", got)
 	}

@@ -210,7 +210,7 @@ func (a *Agent) followAddresses() {
 		if _, err := unix.Read(fd, b); err != nil && err != unix.ENOBUFS && err != unix.EINTR {
 			return
 		}
-		time.Sleep(settle)
+		time.Sleep(settle) // also for who makes the changes
 	}
 }
 

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -135,6 +134,14 @@ func (w *wire) rename(nics []agent.NIC, found []int) error {
 
 // configure makes a card ready; via tells which families have a default route.
 func (w *wire) configure(n agent.NIC, index int, via map[bool]bool) error {
+	if err := w.prepare(n, index); err != nil {
+		return err
+	}
+	return w.furnish(n, index, via)
+}
+
+// prepare makes a card one that can have addresses.
+func (w *wire) prepare(n agent.NIC, index int) error {
 	conf := "/proc/sys/net/ipv6/conf/" + n.Name + "/"
 	_ = os.WriteFile(conf+"accept_ra", []byte("0"), 0)
 	// Addresses are unique by allocation: nobody waits for duplicates to answer.
@@ -146,9 +153,11 @@ func (w *wire) configure(n agent.NIC, index int, via map[bool]bool) error {
 			return fmt.Errorf("MTU %d: %w", n.MTU, err)
 		}
 	}
-	if err := w.set(index, unix.IFF_UP, unix.IFF_UP, ""); err != nil {
-		return err
-	}
+	return w.set(index, unix.IFF_UP, unix.IFF_UP, "")
+}
+
+// furnish gives a card its addresses and routes.
+func (w *wire) furnish(n agent.NIC, index int, via map[bool]bool) error {
 	for _, p := range n.Prefixes {
 		a, err := netip.ParsePrefix(p)
 		if err != nil {
@@ -179,75 +188,4 @@ func (w *wire) configure(n agent.NIC, index int, via map[bool]bool) error {
 func missing6(a netip.Addr, err error) bool {
 	_, have := os.Stat("/proc/sys/net/ipv6")
 	return a.Is6() && have != nil && (errors.Is(err, unix.EAFNOSUPPORT) || errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL))
-}
-
-// renumber makes the cards, which may have been another guest's, those of
-// nics: addresses of the other guest go. Those of had that are to go are
-// switched off, because some kernels take away none that is in use.
-func renumber(had, nics []agent.NIC) error {
-	w, err := openWire()
-	if err != nil {
-		return err
-	}
-	defer w.close()
-	for _, n := range had {
-		card, err := cardNamed(n.Name)
-		if err != nil || slices.ContainsFunc(nics, func(o agent.NIC) bool { return o.Name == n.Name }) {
-			continue
-		}
-		if err := w.set(card.index, 0, unix.IFF_UP, ""); err != nil {
-			return fmt.Errorf("network card %s: %w", n.Name, err)
-		}
-	}
-	for _, n := range nics {
-		card, err := cardNamed(n.Name)
-		if err != nil {
-			continue // it has only just been plugged, and is known by its address
-		}
-		if err := w.adopt(n, card); err != nil {
-			return fmt.Errorf("network card %s: %w", n.Name, err)
-		}
-	}
-	return configureNetwork(nics)
-}
-
-// adopt gives a card its hardware address, which the host may have changed
-// already, and takes the addresses from it that are not n's.
-func (w *wire) adopt(n agent.NIC, c card) error {
-	mac, err := parseMAC(n.MAC)
-	if err != nil {
-		return err
-	}
-	if !strings.EqualFold(c.mac, n.MAC) {
-		if err := w.set(c.index, 0, unix.IFF_UP, ""); err != nil {
-			return err
-		}
-		m := newMessage(unix.RTM_NEWLINK, 0, ifinfo(c.index, 0, 0))
-		m.attr(unix.IFLA_ADDRESS, mac)
-		if err := w.ask(m); err != nil {
-			return fmt.Errorf("hardware address %s: %w", n.MAC, err)
-		}
-	}
-	all, err := w.addresses()
-	if err != nil {
-		return err
-	}
-	for _, a := range all {
-		if a.index != c.index || a.prefix.Addr().IsLinkLocalUnicast() || wanted(n, a.prefix) {
-			continue
-		}
-		if err := w.drop(c.index, a.prefix); err != nil {
-			return fmt.Errorf("address %s: %w", a.prefix, err)
-		}
-	}
-	return nil
-}
-
-func wanted(n agent.NIC, p netip.Prefix) bool {
-	for _, w := range n.Prefixes {
-		if strings.EqualFold(w, p.String()) {
-			return true
-		}
-	}
-	return false
 }

@@ -49,7 +49,7 @@ func (a *Agent) renew(r agent.Request) error {
 		return fmt.Errorf("host name %q: %w", c.Hostname, err)
 	}
 	if c.Hostname != old.Hostname {
-		time.AfterFunc(promptTime, freshPrompts)
+		time.AfterFunc(laterTime, freshPrompts)
 	}
 	root, err := os.Open("/")
 	if err != nil {
@@ -66,7 +66,7 @@ func (a *Agent) renew(r agent.Request) error {
 	a.mu.Lock()
 	a.config = c
 	a.mu.Unlock()
-	a.LookUp()
+	time.AfterFunc(settle, a.LookUp)
 	return nil
 }
 
@@ -110,9 +110,9 @@ func setClock(t int64) error {
 	return nil
 }
 
-// promptTime is when the prompts at terminals are made anew: after what somebody
-// waits for who has just had a guest made.
-const promptTime = 2 * time.Second
+// laterTime is when what nobody waits for is done who has just had a guest made:
+// prompts at terminals, and keys.
+const laterTime = 2 * time.Second
 
 // freshPrompts ends the programs that wait at terminals for somebody to log in,
 // and show the old host name meanwhile. Whoever started them starts them anew.
@@ -145,7 +145,7 @@ func freshKeys() {
 	if len(kinds) == 0 {
 		return
 	}
-	go func() {
+	time.AfterFunc(laterTime, func() {
 		for _, file := range candidates("ssh-keygen", searchPath, "/") {
 			if _, err := os.Stat(file); err != nil {
 				continue
@@ -156,7 +156,7 @@ func freshKeys() {
 			hangUpServers()
 			return
 		}
-	}()
+	})
 }
 
 // keyKinds are the kinds of the secret keys among the files of a server's keys.

@@ -1,6 +1,7 @@
 package guests
 
 import (
+	"path/filepath"
 	"time"
 
 	"lodge/internal/engine"
@@ -63,6 +64,9 @@ func (r *Reconciler) crowded(g guest.Guest, info engine.Info) time.Duration {
 	}
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if p := r.attached[g.ID].parts; p != nil && (p.Memory != "" || exists(filepath.Join(p.Root.Writable, memoryDir))) {
+		return 0 // it does not boot, but goes on from a memory image
+	}
 	return r.crowd.place(g.ID, bootsPerCPU*max(1, len(r.CPUs)), r.Now(), func(id string) (guest.Status, bool) {
 		rec, err := r.Tables.Guests.ByID(id)
 		return rec.Status, err == nil

@@ -156,7 +156,7 @@ func onOff(b bool) string {
 func (w hardware) identity(l *line, p places) {
 	l.add("-uuid", w.UUID, "-smbios", list("type=1", "manufacturer", "Lodge", "product", "Lodge guest", "version", w.Kind, "serial", p.id, "uuid", w.UUID))
 	l.add("-rtc", "base=utc")
-	if w.Kernel {
+	if w.Kernel && !p.moving { // which has its kernel in its memory, and ends when it reboots
 		l.add("-kernel", p.kernel, "-initrd", descriptor(p, fdInitrd), "-append", w.kernelLine())
 	}
 }

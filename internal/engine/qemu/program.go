@@ -117,7 +117,7 @@ func (b *builder) furnish(l *look) error {
 	if b.parts.Memory != "" {
 		b.open(fdState, launch.Open{Path: filepath.Join(b.parts.Memory, savedDevices), Flags: unix.O_RDONLY})
 	}
-	if b.w.Kernel {
+	if b.w.Kernel && !b.moving {
 		if err := b.kernelFiles(); err != nil {
 			return err
 		}
