@@ -30,15 +30,15 @@ func Personal(root *os.File, c agent.Config) {
 	stamp := c.ID + " " + c.Hostname + "\n"
 	if have := t.read(stampPath, len(stamp)); have != stamp {
 		if !strings.HasPrefix(have, c.ID) {
-			t.put("etc/machine-id", line(c.Machine), unix.O_TRUNC)
+			t.put("etc/machine-id", line(c.Machine), 0)
 		}
-		t.put("etc/hostname", c.Hostname+"\n", unix.O_CREAT|unix.O_TRUNC)
-		t.put("etc/hosts", c.Hosts, unix.O_CREAT|unix.O_TRUNC)
-		t.put("etc/resolv.conf", c.Resolver, unix.O_CREAT|unix.O_TRUNC)
-		t.put(stampPath, stamp, unix.O_CREAT|unix.O_TRUNC)
+		t.put("etc/hostname", c.Hostname+"\n", unix.O_CREAT)
+		t.put("etc/hosts", c.Hosts, unix.O_CREAT)
+		t.put("etc/resolv.conf", c.Resolver, unix.O_CREAT)
+		t.put(stampPath, stamp, unix.O_CREAT)
 	}
 	if t.read("etc/machine-id", 1) == "" { // was emptied for another model, whose init is told it otherwise
-		t.put("etc/machine-id", line(c.Machine), unix.O_TRUNC)
+		t.put("etc/machine-id", line(c.Machine), 0)
 	}
 	t.resolver(c)
 	t.seed(c)
@@ -61,7 +61,7 @@ func (t tree) resolver(c agent.Config) {
 	}
 	t.put("etc/resolv.conf", c.Resolver, unix.O_CREAT|unix.O_EXCL)
 	if t.read("etc/resolv.conf", len(resolverMark)) == resolverMark {
-		t.put("etc/resolv.conf", c.Resolver, unix.O_TRUNC)
+		t.put("etc/resolv.conf", c.Resolver, 0)
 	}
 	t.mkdir("run/systemd", "run/systemd/resolve", "run/systemd/resolved.conf.d")
 	t.put("run/systemd/resolved.conf.d/lodge.conf", "[Resolve]\nDNS="+strings.Join(c.DNS, " ")+"\nDomains="+c.Domain+"\n", unix.O_CREAT)
@@ -78,9 +78,9 @@ func (t tree) seed(c agent.Config) {
 	}
 	dir := "var/lib/cloud/seed/nocloud"
 	t.mkdir("var", "var/lib", "var/lib/cloud", "var/lib/cloud/seed", dir)
-	t.put(dir+"/meta-data", fmt.Sprintf("instance-id: %s\nlocal-hostname: %s\n", c.ID, c.Hostname), unix.O_CREAT|unix.O_TRUNC)
-	t.put(dir+"/user-data", c.UserData, unix.O_CREAT|unix.O_TRUNC)
-	t.put(dir+"/network-config", "network: {config: disabled}\n", unix.O_CREAT|unix.O_TRUNC)
+	t.put(dir+"/meta-data", fmt.Sprintf("instance-id: %s\nlocal-hostname: %s\n", c.ID, c.Hostname), unix.O_CREAT)
+	t.put(dir+"/user-data", c.UserData, unix.O_CREAT)
+	t.put(dir+"/network-config", "network: {config: disabled}\n", unix.O_CREAT)
 }
 
 // tree is a guest's root.
@@ -101,14 +101,24 @@ func (t tree) open(path string, flags int, mode uint32) (*os.File, error) {
 	return os.NewFile(uintptr(fd), path), nil
 }
 
-// put writes a whole file if it can be opened with flags.
+// put makes text all that is in a file, if that can be opened with flags. What
+// is there is written over and not thrown away first: file systems think that a
+// file which was emptied matters, and write it to the disk at once when it is
+// closed.
 func (t tree) put(path, text string, flags int) {
 	f, err := t.open(path, unix.O_WRONLY|flags, 0o644)
 	if err != nil {
 		return
 	}
 	defer f.Close()
-	_, _ = f.WriteString(text)
+	var st unix.Stat_t
+	if unix.Fstat(int(f.Fd()), &st) != nil || st.Mode&unix.S_IFMT != unix.S_IFREG {
+		return
+	}
+	n, err := f.WriteString(text)
+	if err == nil && st.Size > int64(n) {
+		_ = unix.Ftruncate(int(f.Fd()), int64(n))
+	}
 }
 
 // read returns the first n bytes of a file, or what there is.

@@ -60,7 +60,7 @@ func (a *Agent) renew(r agent.Request) error {
 	if c.ID != old.ID {
 		t := tree{root}
 		// Where it is no link to the other, it says the same.
-		t.put("var/lib/dbus/machine-id", line(c.Machine), unix.O_TRUNC)
+		t.put("var/lib/dbus/machine-id", line(c.Machine), 0)
 		freshKeys()
 	}
 	a.mu.Lock()

@@ -26,14 +26,8 @@ func renumber(had, nics []agent.NIC) error {
 		return err
 	}
 	defer w.close()
-	for _, n := range had {
-		l, err := w.find(n.Name)
-		if err != nil || isAmong(nics, n.Name) {
-			continue
-		}
-		if err := w.set(l.index, 0, unix.IFF_UP, ""); err != nil {
-			return fmt.Errorf("network card %s: %w", n.Name, err)
-		}
+	if err := w.retire(had, nics); err != nil {
+		return err
 	}
 	all, via := true, map[bool]bool{}
 	for _, n := range nics {
@@ -59,6 +53,20 @@ func renumber(had, nics []agent.NIC) error {
 		return nil
 	}
 	return configureNetwork(nics)
+}
+
+// retire switches off the cards of had that are not to be any more.
+func (w *wire) retire(had, nics []agent.NIC) error {
+	for _, n := range had {
+		l, err := w.find(n.Name)
+		if err != nil || isAmong(nics, n.Name) {
+			continue
+		}
+		if err := w.set(l.index, 0, unix.IFF_UP, ""); err != nil {
+			return fmt.Errorf("network card %s: %w", n.Name, err)
+		}
+	}
+	return nil
 }
 
 func isAmong(nics []agent.NIC, name string) bool {

@@ -82,7 +82,9 @@ func (t *Templates) make(ctx context.Context, j job) (*template, error) {
 // stranger is a guest as j's that is nobody's: it has the same machine, and no
 // name, address or way out.
 func stranger(j job, name, dir string, ids uint32) (guest.Guest, engine.Parts) {
-	g := guest.Guest{Meta: model.Meta{ID: name, Name: "template"}, Spec: j.g.Spec, Holder: j.g.Holder}
+	// No name is shorter, so that files with a copy's own grow: that is less work
+	// for it than to have them shrink.
+	g := guest.Guest{Meta: model.Meta{ID: name, Name: "t"}, Spec: j.g.Spec, Holder: j.g.Holder}
 	g.Spec.Restart, g.Spec.NICs = guest.Never, nil
 	parts := j.parts
 	parts.Dir, parts.Cgroup, parts.IDBase, parts.CPUSet, parts.Memory = filepath.Join(dir, "run"), name, ids, nil, ""

@@ -169,13 +169,15 @@ func (w hardware) identity(l *line, p places) {
 // count the same ticks, which they take from one counter of the host: else,
 // with room for a second processor, it asks an imitated chip for the time, which
 // is a thousand times slower. And to leave out what keeps a processor from
-// guessing wrongly: the one that guesses runs other instructions than these.
+// guessing wrongly: the one that guesses runs other instructions than these. And
+// that four levels of page tables will do: each is a look more wherever memory is
+// first touched after a switch of programs.
 // Each letter on the console is a call of the monitor there, so the kernel only
 // says there what is wrong; all it says is in its own log.
 func (w hardware) kernelLine() string {
 	line := "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
 	if w.Accel == "tcg" {
-		line += " tsc=reliable mitigations=off quiet" + tscWords(w.TSC)
+		line += " tsc=reliable mitigations=off no5lvl quiet" + tscWords(w.TSC)
 	}
 	return line
 }
