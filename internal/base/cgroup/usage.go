@@ -14,7 +14,7 @@ type Usage struct {
 	CPUSeconds float64 // counter
 	Throttled  float64 // counter: seconds that the processor limit held it back
 	Memory     uint64  // bytes, file cache included
-	Cache      uint64  // bytes of Memory that are file cache
+	Cache      uint64  // bytes of Memory that are file cache, without those of memory file systems
 	Swap       uint64  // bytes
 	Processes  int64   // threads counted
 	ReadBytes  uint64  // counter, of block devices
@@ -68,13 +68,14 @@ func (t *Tree) memoryUsage(r *reader, name string, u *Usage) {
 		dir := filepath.Join(base, name)
 		stat := parseKeyed(r.text(filepath.Join(dir, "memory.stat")))
 		u.Memory = r.number(filepath.Join(dir, "memory.usage_in_bytes"))
-		u.Cache, u.Swap = stat["total_cache"], stat["total_swap"]
+		u.Cache, u.Swap = stat["total_cache"]-min(stat["total_shmem"], stat["total_cache"]), stat["total_swap"]
 		u.OOMKills = parseKeyed(r.text(filepath.Join(dir, "memory.oom_control")))["oom_kill"]
 		return
 	}
 	dir := filepath.Join(t.unified, name)
 	u.Memory = r.number(filepath.Join(dir, "memory.current"))
-	u.Cache = parseKeyed(r.text(filepath.Join(dir, "memory.stat")))["file"]
+	stat := parseKeyed(r.text(filepath.Join(dir, "memory.stat")))
+	u.Cache = stat["file"] - min(stat["shmem"], stat["file"])
 	u.Swap = r.number(filepath.Join(dir, "memory.swap.current"))
 	u.OOMKills = parseKeyed(r.text(filepath.Join(dir, "memory.events")))["oom_kill"]
 }
