@@ -59,14 +59,104 @@ func (m *Mailbox) get(slot, n int, p []byte) ([]byte, error) {
 func roundUp(n int) int { return (n + blockSize - 1) / blockSize * blockSize }
 
 // slotBuffer is memory that a device can take directly, as large as a slot.
-func slotBuffer() []byte {
-	b := make([]byte, SlotSize+blockSize)
+func slotBuffer() []byte { return aligned(SlotSize) }
+
+func aligned(size int) []byte {
+	b := make([]byte, size+blockSize)
 	off := int(-uintptr(unsafe.Pointer(unsafe.SliceData(b))) & (blockSize - 1))
-	return b[off : off+SlotSize : off+SlotSize]
+	return b[off : off+size : off+size]
 }
 
 // slotWorth is from how many bytes on a slot is less work than the line.
 const slotWorth = 8 << 10
+
+// Post sends pieces of a program's input, by a slot where one is free and the
+// piece is worth it, else over the line.
+type Post struct {
+	w    io.Writer
+	mail *Mailbox
+	mine []int
+	free chan int
+	buf  []byte
+}
+
+// NewPost sends on w. slots are its own; none: all goes over the line.
+func NewPost(w io.Writer, mail *Mailbox, slots []int) *Post {
+	p := &Post{w: w, mail: mail, mine: slots, free: make(chan int, len(slots))}
+	for _, s := range slots {
+		p.free <- s
+	}
+	return p
+}
+
+// Room is where the next piece is to be put before Send.
+func (p *Post) Room() []byte {
+	if p.buf == nil && len(p.mine) > 0 {
+		p.buf = aligned(ExecWindow)
+	} else if p.buf == nil {
+		p.buf = make([]byte, ChunkMax)
+	}
+	return p.buf
+}
+
+// Send sends the first n bytes of Room.
+func (p *Post) Send(n int) error {
+	if n >= slotWorth {
+		select {
+		case s := <-p.free:
+			if err := p.mail.put(s, p.buf[:n]); err != nil {
+				return err
+			}
+			return WriteNumbers(p.w, KindSlot, uint32(s), uint32(n))
+		default: // all are under way
+		}
+	}
+	for chunk := range slices.Chunk(p.buf[:n], ChunkMax) {
+		if err := WriteFrame(p.w, KindIn, chunk); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// Freed hears that a slot was emptied; who says so too often gains nothing.
+func (p *Post) Freed(payload []byte) {
+	n, err := Numbers(payload, 1)
+	if err != nil || !slices.Contains(p.mine, int(n[0])) {
+		return
+	}
+	select {
+	case p.free <- int(n[0]):
+	default:
+	}
+}
+
+// Letters are the other end of a Post.
+type Letters struct {
+	w    io.Writer
+	mail *Mailbox
+	mine []int
+	buf  []byte
+}
+
+// NewLetters says on w which slots are free again.
+func NewLetters(w io.Writer, mail *Mailbox, slots []int) *Letters {
+	return &Letters{w: w, mail: mail, mine: slots}
+}
+
+// Open hands what a slot holds to take, which must not keep it, and frees the
+// slot. It is false for what no sender in his senses says.
+func (l *Letters) Open(payload []byte, take func(b []byte) bool) bool {
+	n, err := Numbers(payload, 2)
+	if err != nil || l.mail == nil || !slices.Contains(l.mine, int(n[0])) || n[1] == 0 || n[1] > ExecWindow {
+		return false
+	}
+	if l.buf == nil {
+		l.buf = aligned(ExecWindow)
+	}
+	b, err := l.mail.get(int(n[0]), int(n[1]), l.buf)
+	return err == nil && take(b) && WriteNumbers(l.w, KindFree, n[0]) == nil
+}
 
 // Outflow sends a file on a stream, through the mailbox where it pays.
 type Outflow struct {

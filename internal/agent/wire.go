@@ -121,7 +121,7 @@ type Op string
 // The requests.
 const (
 	OpWatch    Op = "watch"    // results with State, one for each change, without end
-	OpExec     Op = "exec"     // Exec; result, then frames until both ends closed
+	OpExec     Op = "exec"     // Exec, Slots for its input; result, then frames until both ends closed
 	OpPack     Op = "pack"     // Path, Slots; data, then the result
 	OpUnpack   Op = "unpack"   // Path, Slots; takes data, then the result
 	OpStats    Op = "stats"    // result with Stats

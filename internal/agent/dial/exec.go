@@ -37,7 +37,11 @@ func (l *Link) Exec(ctx context.Context, r session.Request) (session.Session, er
 	alive, stop := context.WithCancel(context.WithoutCancel(ctx))
 	undo := context.AfterFunc(ctx, stop)
 	x := &agent.Exec{Argv: r.Argv, Env: r.Env, Dir: r.Dir, User: r.User, TTY: r.TTY, Rows: r.Rows, Cols: r.Cols, In: r.TTY || p.in != nil}
-	c, err := l.begin(alive, agent.Request{Op: agent.OpExec, Exec: x})
+	var slots []int
+	if p.in != nil && !r.TTY && l.mail != nil {
+		slots = l.slots.spare()
+	}
+	c, err := l.begin(alive, agent.Request{Op: agent.OpExec, Exec: x, Slots: slots})
 	if err == nil {
 		if _, err = c.answer(alive, answerTimeout); err != nil {
 			c.end()
@@ -45,6 +49,7 @@ func (l *Link) Exec(ctx context.Context, r session.Request) (session.Session, er
 	}
 	undo()
 	if err != nil {
+		l.slots.give(slots)
 		p.close()
 		stop()
 		if ctx.Err() != nil && errs.Is(err, errs.Cancelled) {
@@ -52,14 +57,18 @@ func (l *Link) Exec(ctx context.Context, r session.Request) (session.Session, er
 		}
 		return nil, err
 	}
-	p.call = c
-	p.run(stop)
+	p.call, p.post = c, agent.NewPost(c, l.mail, slots)
+	p.run(func() {
+		l.slots.give(slots)
+		stop()
+	})
 	return p, nil
 }
 
 // program is one program that runs inside the guest.
 type program struct {
 	call     *call
+	post     *agent.Post
 	terminal *os.File // the caller's end, or nil
 	in       *os.File
 	outs     map[agent.Kind]*output
@@ -166,6 +175,8 @@ func (p *program) listen() {
 			default:
 				p.window.Give(int(min(n[1], agent.ExecWindow)))
 			}
+		case agent.KindFree:
+			p.post.Freed(payload)
 		case agent.KindExit:
 			n, err := agent.Numbers(payload, 1)
 			if err != nil || exited {
@@ -197,8 +208,8 @@ func (p *program) pour(k agent.Kind, o *output) {
 
 // feed sends input.
 func (p *program) feed() {
-	buf := make([]byte, agent.ChunkMax)
 	for {
+		buf := p.post.Room()
 		room := p.window.Take(len(buf))
 		if room == 0 {
 			p.in.Close() // whoever writes to it sees that nobody reads
@@ -206,7 +217,7 @@ func (p *program) feed() {
 		}
 		n, err := p.in.Read(buf[:room])
 		p.window.Give(room - max(n, 0))
-		if n > 0 && agent.WriteFrame(p.call, agent.KindIn, buf[:n]) != nil {
+		if n > 0 && p.post.Send(n) != nil {
 			return
 		}
 		if err != nil {

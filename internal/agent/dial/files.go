@@ -43,6 +43,26 @@ func (s slots) take() []int {
 	return out
 }
 
+// Of a program's input: it may be there for long, and files are not to wait for
+// it.
+const (
+	spareEach = 2
+	spareLeft = slotsEach // that are left for others
+)
+
+// spare is some slots if there are more than enough, or none.
+func (s slots) spare() (out []int) {
+	for len(out) < spareEach && len(s) > spareLeft {
+		select {
+		case i := <-s:
+			out = append(out, i)
+		default:
+			return out
+		}
+	}
+	return out
+}
+
 // give returns slots. The guest may still write to them; what another transfer
 // of the same guest then reads is the guest's own doing.
 func (s slots) give(mine []int) {

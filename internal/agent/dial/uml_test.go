@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"cmp"
 	"context"
+	"crypto/md5"
 	"errors"
 	"fmt"
 	"io"
@@ -475,4 +476,17 @@ func BenchmarkUML(b *testing.B) {
 			must(b, g.Unpack(b.Context(), "/dev/shm", bytes.NewReader(tar.Bytes())))
 		}
 	})
+}
+
+// TestInputOfAGuest sends a program in a guest much input, by the mailbox.
+func TestInputOfAGuest(t *testing.T) {
+	g := boot(t, ordinary(), "")
+	must(t, g.Await(minutes(t, 3)))
+	want := bytes.Repeat([]byte("0123456789abcdef"), 8<<20/16)
+	began := time.Now()
+	code, out, _, err := outcome(t, g.Link, session.Request{Argv: []string{"sh", "-c", "md5sum; wc -c < /dev/null"}}, bytes.NewReader(want))
+	t.Logf("%.1f MB/s", float64(len(want))/1e6/time.Since(began).Seconds())
+	if sum := fmt.Sprintf("%x  -\n0\n", md5.Sum(want)); err != nil || code != 0 || out != sum {
+		t.Errorf("%q, want %q, status %d, %v", out, sum, code, err)
+	}
 }

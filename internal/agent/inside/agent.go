@@ -158,7 +158,7 @@ func (a *Agent) answer(st *yamux.Stream) {
 	case agent.OpWatch:
 		a.watch(s)
 	case agent.OpExec:
-		a.exec(s, r.Exec)
+		a.exec(s, r)
 	case agent.OpPack:
 		s.result(agent.Result{}, a.pack(s, r))
 	case agent.OpUnpack:

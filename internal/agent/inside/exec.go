@@ -42,7 +42,8 @@ type program struct {
 }
 
 // exec runs a program and carries its streams.
-func (a *Agent) exec(s *stream, x *agent.Exec) {
+func (a *Agent) exec(s *stream, r agent.Request) {
+	x := r.Exec
 	if x == nil || len(x.Argv) == 0 || x.Argv[0] == "" {
 		s.result(agent.Result{}, errs.Bad("argv", "no program was named", ""))
 		return
@@ -53,7 +54,7 @@ func (a *Agent) exec(s *stream, x *agent.Exec) {
 		return
 	}
 	defer p.close()
-	t := &traffic{s: s, p: p, sent: map[agent.Kind]*agent.Window{}}
+	t := &traffic{s: s, p: p, sent: map[agent.Kind]*agent.Window{}, letters: agent.NewLetters(s, a.Mailbox, r.Slots)}
 	for k := range p.outs {
 		t.sent[k] = agent.NewWindow(agent.ExecWindow)
 	}
@@ -93,7 +94,8 @@ type traffic struct {
 	p    *program
 	sent map[agent.Kind]*agent.Window
 
-	once sync.Once
+	letters *agent.Letters
+	once    sync.Once
 }
 
 // hangUp makes who reads and writes for the program stop; its terminal goes,
@@ -144,6 +146,10 @@ func (t *traffic) listen() {
 		case agent.KindIn:
 			if !in.Put(payload) {
 				return // more than it was allowed to send
+			}
+		case agent.KindSlot:
+			if !t.letters.Open(payload, in.Put) {
+				return
 			}
 		case agent.KindTaken:
 			t.taken(payload)
