@@ -15,7 +15,9 @@ func (s *server) cares(name string) {
 	if out := s.lodge("exec", name, "--", "cut", "-c1-8", "/etc/shadow"); !strings.Contains(out, "root:$6$") {
 		s.t.Errorf("root of %s has no password: %q", name, out)
 	}
-	s.refused(3, []string{name, "user", "nobody-here"}, "password", name, "--user", "nobody-here")
+	if r := s.tryWith([]byte("x\n"), "password", name, "--user", "nobody-here"); r.code != 3 || !strings.Contains(r.err, name) || !strings.Contains(r.err, "nobody-here") {
+		s.t.Errorf("a password for a user who is not in %s: %+v", name, r)
+	}
 	s.fed(ownKey+"\n", "authorize", name, "-")
 	if out := s.lodge("exec", name, "--", "cat", "/root/.ssh/authorized_keys"); out != ownKey+"\n" {
 		s.t.Errorf("keys of %s: %q", name, out)
