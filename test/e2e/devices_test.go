@@ -29,7 +29,11 @@ func TestKilledWhilePlugging(t *testing.T) {
 		s.answers(name)
 		was[name] = s.guest(name).Pid
 	}
-	for round := range 16 {
+	rounds := 6
+	if os.Getenv("LODGE_TEST_LONG") != "" {
+		rounds = 24
+	}
+	for round := range rounds {
 		var work sync.WaitGroup
 		for name := range models {
 			asks := [][]string{{"attach", "disk", name, fmt.Sprintf("d%d=16MiB", round)}, {"detach", "disk", name, fmt.Sprintf("d%d", round-1), "--delete-data"}}

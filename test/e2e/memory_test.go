@@ -2,6 +2,8 @@ package e2e
 
 import (
 	"fmt"
+	"math/rand/v2"
+	"os"
 	"strings"
 	"testing"
 	"time"
@@ -178,13 +180,17 @@ func TestKilledWhileCloning(t *testing.T) {
 	}
 	s.count("v")
 	keys := map[string]string{}
-	for round := range 12 {
+	rounds := 6
+	if os.Getenv("LODGE_TEST_LONG") != "" {
+		rounds = 24
+	}
+	for round := range rounds {
 		for _, ask := range [][]string{
 			{"clone", "v", fmt.Sprintf("r%d", round), "--running"}, {"clone", "v", fmt.Sprintf("c%d", round)}, {"clone", "p", fmt.Sprintf("q%d", round), "--start"},
 		}[round%3:] {
 			attempt(s, append(ask, "--no-wait")...)
 		}
-		time.Sleep(time.Duration(round*60) * time.Millisecond)
+		time.Sleep(time.Duration(rand.IntN(1000)) * time.Millisecond)
 		s.kill()
 		s.start()
 		for name, pid := range was {

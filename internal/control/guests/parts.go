@@ -97,7 +97,14 @@ func (r *Reconciler) attach(ctx context.Context, g guest.Guest) (*engine.Parts, 
 }
 
 func (r *Reconciler) attachNICs(ctx context.Context, g guest.Guest, p *engine.Parts) error {
-	for i, n := range g.Spec.NICs {
+	nics := g.Spec.NICs
+	if d := g.Status.Devices; d != nil && wasUp(g.Status) && r.alive(g.ID) {
+		nics = d.NICs // what this run has, whatever is wanted by now
+	}
+	for i, n := range nics {
+		if !slices.Contains(g.Spec.NICs, n) && r.vanishing(n.Network) {
+			continue
+		}
 		nic, socket, err := r.attachNIC(ctx, g, n)
 		if err != nil {
 			return err
@@ -145,12 +152,18 @@ func (r *Reconciler) domain(network string) string {
 	return rec.Spec.Domain
 }
 
+// vanishing reports whether a network is being taken down, or gone.
+func (r *Reconciler) vanishing(network string) bool {
+	rec, err := r.Tables.Networks.Get(network)
+	return err != nil || rec.Deleting != nil
+}
+
 // detachNIC takes back the port of a network card.
 func (r *Reconciler) detachNIC(ctx context.Context, g guest.Guest, n guest.NIC) error {
 	net, err := r.Networks.Get(n.Network)
 	if err != nil {
-		if rec, gone := r.Tables.Networks.Get(n.Network); gone != nil || rec.Deleting != nil {
-			return nil // it is being taken down, and every port with it
+		if r.vanishing(n.Network) {
+			return nil // and every port with it
 		}
 		return err // a daemon that has just started: its guard still knows the port
 	}

@@ -5,8 +5,10 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os"
 	"slices"
 	"strconv"
+	"strings"
 
 	"golang.org/x/sys/unix"
 
@@ -90,13 +92,16 @@ func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
 	if i < 0 {
 		return m.refuse(errs.NotFound, "unplug", "the guest has no network card "+strconv.Quote(name), "")
 	}
-	card := m.behind(all[i].Device) + spareCard
-	if card < spareCard { // it booted with it
-		card = slices.IndexFunc(m.parts.NICs, func(n engine.NIC) bool { return n.Name == name })
+	card := spareCard + m.behind(all[i].Device)
+	if card < spareCard {
+		card = m.booted(all[i].MAC)
 	}
 	// The kernel takes away no card that is switched on.
 	if err := m.tell(ctx, slices.Delete(slices.Clone(all), i, i+1)); err != nil {
 		return err
+	}
+	if card < 0 { // it was to come, and whoever plugged it in was cut off before it did
+		return m.refuse(errs.NotFound, "unplug", "the guest has no network card "+strconv.Quote(name)+" yet", "")
 	}
 	if _, err := m.manage(ctx, fmt.Sprintf("remove vec%d", card)); err != nil {
 		return err
@@ -105,6 +110,22 @@ func (m *Machine) UnplugNIC(ctx context.Context, name string) error {
 	delete(m.line.cards, name)
 	m.line.mu.Unlock()
 	return launch.Drop(all[i].Device)
+}
+
+// booted returns the number of the card of this address that the guest's kernel
+// was started with, or -1: its command line says it.
+func (m *Machine) booted(mac string) int {
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/cmdline", m.held.State().Pid))
+	if err != nil {
+		return -1
+	}
+	for word := range strings.SplitSeq(string(text), "\x00") {
+		card, options, ok := strings.Cut(word, ":")
+		if n, err := strconv.Atoi(strings.TrimPrefix(card, "vec")); ok && err == nil && n < spareCard && strings.HasSuffix(options, ",mac="+strings.ToLower(mac)) {
+			return n
+		}
+	}
+	return -1
 }
 
 // behind returns the number of the spare door with this device behind it, or
