@@ -46,7 +46,7 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 		PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
 	})
 	return server.New(ctx, server.Options{
-		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Screens: d.guests, Care: d.guests, Explain: d.guests.Explain, Probe: d.probeEngines, Images: content{d}, Space: d.space, Foresee: d.foresee,
+		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Unsaid: d.guests.Unsaid, Screens: d.guests, Care: d.guests, Explain: d.guests.Explain, Probe: d.probeEngines, Images: content{d}, Space: d.space, Foresee: d.foresee,
 		Doctor: d.examine, Host: d.host, Graph: d.runner.Graph, Progress: d.progress,
 		HostName: d.opt.Host, Version: version.Version, Token: token, Log: d.log,
 	}), nil

@@ -1,6 +1,7 @@
 package server
 
 import (
+	"cmp"
 	"context"
 	"net/http"
 	"net/netip"
@@ -13,6 +14,7 @@ import (
 	"lodge/api"
 	"lodge/internal/admission"
 	"lodge/internal/base/errs"
+	"lodge/internal/model"
 	"lodge/internal/model/guest"
 	"lodge/internal/store/tables"
 )
@@ -132,11 +134,20 @@ func (s *Server) publishes() map[string][]string {
 	return all
 }
 
+// problemOf is what is the matter with a guest, also while it cannot be written
+// down.
+func (s *Server) problemOf(r tables.GuestRecord) *model.Problem {
+	if s.Unsaid == nil {
+		return r.Status.Problem
+	}
+	return cmp.Or(s.Unsaid(r.ID), r.Status.Problem)
+}
+
 func (s *Server) guestAPI(r tables.GuestRecord, publish []string) api.Guest {
 	model, _ := (guest.Guest{Spec: r.Spec, Status: r.Status}).InForce()
 	g := api.Guest{
 		Name: r.Name, ID: r.ID, Model: string(model), Image: r.Spec.Image, ImageDigest: r.Spec.Digest,
-		Phase: string(r.Status.Phase), Doing: r.Status.Doing.Word(), Wanted: string(r.Spec.Power), Saved: r.Status.Saved, Problem: problemAPI(r.Status.Problem),
+		Phase: string(r.Status.Phase), Doing: r.Status.Doing.Word(), Wanted: string(r.Spec.Power), Saved: r.Status.Saved, Problem: problemAPI(s.problemOf(r)),
 		Addresses: []string{}, CPUs: r.Spec.CPUs, CPUWeight: r.Spec.CPUWeight, MemoryBytes: r.Spec.Memory, SwapBytes: r.Spec.Swap,
 		Processes: r.Spec.Processes, IO: api.IO(r.Spec.IO), DiskBytes: r.Spec.Disk, Pool: r.Spec.Pool, NICs: []api.NIC{},
 		Command: r.Spec.Command, Env: r.Spec.Env, CloudInit: r.Spec.UserData != "", Restart: string(r.Spec.Restart),

@@ -16,6 +16,7 @@ import (
 	"lodge/internal/admission"
 	"lodge/internal/base/bus"
 	"lodge/internal/base/session"
+	"lodge/internal/model"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/operation"
 	"lodge/internal/store"
@@ -60,12 +61,13 @@ type Images interface {
 type Space struct{ Total, Used, Free uint64 }
 
 // Options is what the server serves. Every field must be set but Token, which
-// closes HTTPS when it is empty.
+// closes HTTPS when it is empty, and Unsaid.
 type Options struct {
 	Door   *admission.Door
 	Store  *store.Store
 	Tables *tables.Tables
 	Live   Live
+	Unsaid func(id string) *model.Problem // of a guest, that its record has no space for; nil: none
 	Images Images
 	// Screens are those of running guests.
 	Screens Screens

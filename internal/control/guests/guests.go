@@ -85,7 +85,8 @@ type Reconciler struct {
 	crowd    crowd               // who boots, and who waits for that
 	pins     map[string]int      // processors that guests are pinned to, from just before they start until they end
 	claimed  map[string]bool     // guests that somebody works on
-	down     bool                // the host is going down: everything stops, no spec changes
+	unsaid   map[string]*model.Problem
+	down     bool // the host is going down: everything stops, no spec changes
 }
 
 // stopping is a clean stop under way.
@@ -104,7 +105,7 @@ type attachment struct {
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, crowd: crowd{boots: map[string]time.Time{}, waits: map[string]time.Time{}}, pins: map[string]int{}, claimed: map[string]bool{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, crowd: crowd{boots: map[string]time.Time{}, waits: map[string]time.Time{}}, pins: map[string]int{}, claimed: map[string]bool{}, unsaid: map[string]*model.Problem{}}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err
@@ -338,10 +339,28 @@ func since(p *model.Problem) time.Time {
 
 func (r *Reconciler) report(ctx context.Context, g guest.Guest, change func(*guest.Status)) error {
 	_, err := r.Tables.Guests.SetStatus(ctx, g.ID, func(s *guest.Status) error { change(s); return nil })
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	if errs.Is(err, errs.NoSpace) {
+		s := g.Status
+		if change(&s); s.Problem != nil {
+			r.unsaid[g.ID] = s.Problem
+		}
+		return err
+	}
+	delete(r.unsaid, g.ID)
 	if errs.Is(err, errs.NotFound) {
 		return nil
 	}
 	return err
+}
+
+// Unsaid returns the problem of a guest that its record does not hold, because
+// there was no space left for that, or nil.
+func (r *Reconciler) Unsaid(id string) *model.Problem {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	return r.unsaid[id]
 }
 
 // trouble writes err beside the phase and hands it on to the runner, which
