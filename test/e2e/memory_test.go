@@ -180,7 +180,7 @@ func TestKilledWhileCloning(t *testing.T) {
 	}
 	s.count("v")
 	keys := map[string]string{}
-	rounds := 6
+	rounds := 3
 	if os.Getenv("LODGE_TEST_LONG") != "" {
 		rounds = 24
 	}
