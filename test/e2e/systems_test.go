@@ -18,7 +18,7 @@ import (
 
 // systemPatience is for what boots without the help of the processor, on a
 // machine that does other things too.
-const systemPatience = 10 * time.Minute
+const systemPatience = 15 * time.Minute
 
 // inTime is until for whole systems.
 func inTime(t testing.TB, what string, f func() error) {
@@ -164,14 +164,11 @@ func (s *server) seeded() {
 	data := filepath.Join(s.t.TempDir(), "user-data")
 	write(s.t, data, "#cloud-config\nwrite_files:\n- path: /root/seeded\n  content: it was\n")
 	s.lodge("launch", "bare/12", "cloudy", "--model", "vm", "--memory", "512MiB", "--cloud-init", data)
-	inTime(s.t, "cloud-init is done", func() error {
-		r := s.try("exec", "cloudy", "--", "sh", "-c", "cloud-init status; hostname; cat /root/seeded; ip -br addr show scope global")
-		if !strings.Contains(r.out, "status: done") {
-			return fmt.Errorf("%+v", r)
-		}
-		for _, want := range append(s.guest("cloudy").Addresses, "\ncloudy\n", "it was") {
+	inTime(s.t, "cloud-init does what it is told", func() error {
+		r := s.try("exec", "cloudy", "--", "sh", "-c", "hostname; cat /root/seeded; ip -br addr show scope global")
+		for _, want := range append(s.guest("cloudy").Addresses, "cloudy\n", "it was") {
 			if !strings.Contains(r.out, want) {
-				s.t.Errorf("there is no %q in %q", want, r.out)
+				return fmt.Errorf("there is no %q in %+v", want, r)
 			}
 		}
 		return nil
