@@ -67,16 +67,42 @@ func ProbeKVM(w io.Writer) {
 	out := json.NewEncoder(w)
 	for _, long := range []bool{false, true} {
 		step := kvmStep{Step: map[bool]string{false: "real mode", true: "long mode"}[long]}
-		ns, err := runTinyGuest(long)
+		ns, err := fastest(func() (float64, error) { return runTinyGuest(long) })
 		if err != nil {
 			step.Err = err.Error()
 		}
 		step.Ns = ns
 		out.Encode(step)
-		if err != nil {
+		if err != nil || ns > slow {
 			return
 		}
 	}
+}
+
+const (
+	// tries is how often a loop is run: a host that has much to do interrupts
+	// some of them.
+	tries = 5
+	// hopeless is how many times slower than it may be a loop is that is not run
+	// again: no other process makes that of it.
+	hopeless = 10
+)
+
+// fastest returns the least of what run takes, of a few times.
+func fastest(run func() (ns float64, err error)) (least float64, err error) {
+	for n := range tries {
+		ns, err := run()
+		if err != nil {
+			return 0, err
+		}
+		if n == 0 || ns < least {
+			least = ns
+		}
+		if least > hopeless*slow {
+			break
+		}
+	}
+	return least, nil
 }
 
 func kvmCall[T any](fd int, what string, request uintptr, arg *T) (int, error) {
@@ -88,7 +114,7 @@ func kvmCall[T any](fd int, what string, request uintptr, arg *T) (int, error) {
 }
 
 // turns is how often a tiny guest's loop runs.
-const turns = 200_000
+const turns = 40_000
 
 // runTinyGuest returns the nanoseconds for a turn of the guest's loop.
 func runTinyGuest(long bool) (float64, error) {
