@@ -27,7 +27,7 @@ import (
 // Jail is a program and all that it may touch.
 //
 // It runs as process 1 of namespaces of its own (process, mount, network, ipc,
-// uts, cgroup), under a user id without any capability, in an empty read-only
+// uts, cgroup), under a user id without any capability (but see Faults), in an empty read-only
 // root with nothing but Binds, Devices, Tmp and Proc in it. What it needs
 // beyond that is opened before it is shut in and handed over as descriptors.
 // When it ends, all processes of the jail end.
@@ -48,6 +48,10 @@ type Jail struct {
 	Files   []File   // what the program finds at descriptors 3, 4, ... in this order
 	Limits  Limits
 	Filter  []byte // seccomp program, or nil
+	// Faults lets the program serve page faults of its own memory, the kernel's
+	// too (userfaultfd(2)). For that it keeps CAP_SYS_PTRACE, which reaches the
+	// processes of its own namespace and no other.
+	Faults bool
 
 	Console bool   // as keeper.Program takes them
 	Log     string //
@@ -399,17 +403,34 @@ func (b *jail) handOver() {
 // lastCapability is beyond what any kernel has yet.
 const lastCapability = 63
 
-// drop gives up every privilege for good.
+// drop gives up every privilege for good, but for the one of Faults.
 func (b *jail) drop() {
 	for c := range lastCapability + 1 {
+		if b.j.Faults && c == unix.CAP_SYS_PTRACE {
+			continue
+		}
 		// A kernel that does not know a capability cannot grant it either.
 		b.Ignore(unix.SYS_PRCTL, plan.Imm(unix.PR_CAPBSET_DROP), plan.Imm(c), Zero, Zero, Zero)
 	}
 	b.Do("no new privileges", unix.SYS_PRCTL, plan.Imm(unix.PR_SET_NO_NEW_PRIVS), plan.Imm(1), Zero, Zero, Zero)
+	if b.j.Faults {
+		b.Do("keep a capability", unix.SYS_PRCTL, plan.Imm(unix.PR_SET_KEEPCAPS), plan.Imm(1), Zero, Zero, Zero)
+	}
 	id := plan.Imm(b.j.UID)
 	b.Do("groups", unix.SYS_SETGROUPS, Zero, Zero)
 	b.Do("group", unix.SYS_SETRESGID, id, id, id)
 	b.Do("user", unix.SYS_SETRESUID, id, id, id)
 	header := b.Bytes([]byte{0x22, 0x05, 0x08, 0x20, 0, 0, 0, 0}) // _LINUX_CAPABILITY_VERSION_3, this thread
-	b.Do("capabilities", unix.SYS_CAPSET, header, b.Space(24))
+	if !b.j.Faults {
+		b.Do("capabilities", unix.SYS_CAPSET, header, b.Space(24))
+		return
+	}
+	// Effective, permitted and inheritable, in the lower of their halves; the
+	// ambient one is what outlives execve.
+	var sets []byte
+	for range 3 {
+		sets = binary.LittleEndian.AppendUint32(sets, 1<<unix.CAP_SYS_PTRACE)
+	}
+	b.Do("capabilities", unix.SYS_CAPSET, header, b.Bytes(append(sets, make([]byte, 12)...)))
+	b.Do("keep a capability", unix.SYS_PRCTL, plan.Imm(unix.PR_CAP_AMBIENT), plan.Imm(unix.PR_CAP_AMBIENT_RAISE), plan.Imm(unix.CAP_SYS_PTRACE), Zero, Zero)
 }

@@ -251,6 +251,20 @@ func TestMoved(t *testing.T) {
 	}
 }
 
+// TestFaults: a program that serves page faults keeps the one capability for it,
+// whatever it executes, and can get no other.
+func TestFaults(t *testing.T) {
+	r := newRig(t)
+	r.run("grep -e Cap -e NoNew /proc/self/status; echo END", func(j *Jail) { j.Proc, j.Faults = true, true })
+	out := r.said("END\n")
+	const ptrace = "0000000000080000\n"
+	for _, want := range []string{"CapInh:\t" + ptrace, "CapPrm:\t" + ptrace, "CapEff:\t" + ptrace, "CapBnd:\t" + ptrace, "CapAmb:\t" + ptrace, "NoNewPrivs:\t1"} {
+		if !strings.Contains(out, want) {
+			t.Errorf("no %q in\n%s", want, out)
+		}
+	}
+}
+
 // TestFiles talks to a program through what it was handed.
 func TestFiles(t *testing.T) {
 	r := newRig(t)
