@@ -129,7 +129,7 @@ const (
 	OpReboot   Op = "reboot"   // likewise
 	OpFreeze   Op = "freeze"   // Seconds; result once nothing writes, until the stream closes or they passed
 	OpRenew    Op = "renew"    // Config
-	OpOnline   Op = "online"   // bring processors and memory online that were plugged
+	OpOnline   Op = "online"   // use processors and memory that were plugged, and no more processors than Request.CPUs
 	OpGrow     Op = "grow"     // the volume, to the size of its device
 	OpTrim     Op = "trim"     // result with Bytes
 	OpClock    Op = "clock"    // Time
@@ -148,6 +148,7 @@ type Request struct {
 	Seconds float64  `json:"seconds,omitempty"`
 	Config  *Config  `json:"config,omitempty"`
 	Time    int64    `json:"time,omitempty"` // nanoseconds since 1970
+	CPUs    int      `json:"cpus,omitempty"` // how many processors to use; 0: all
 	User    string   `json:"user,omitempty"`
 	Hash    string   `json:"hash,omitempty"`    // as in /etc/shadow
 	Keys    []string `json:"keys,omitempty"`    // as in authorized_keys

@@ -403,7 +403,7 @@ func TestVerbsOfAWholeGuest(t *testing.T) {
 	if err := g.SetPassword(ctx, "nobody-here", "a secret"); !errs.Is(err, errs.NotFound) {
 		t.Error(err)
 	}
-	must(t, g.Online(ctx))
+	must(t, g.Online(ctx, 0))
 	for user, want := range map[string]string{"ann": "1000:1000:1000 29:/:ann", "ann:audio": "1000:29:29:/:ann", "65534": "65534:0:0:/:65534", "": "0:0:0:/root:root"} {
 		code, out, _, err := outcome(t, g.Link, session.Request{Argv: []string{"sh", "-c", "echo $(id -u):$(id -g):$(id -G):$(pwd):$USER"}, User: user}, nil)
 		if err != nil || code != 0 || strings.TrimSpace(out) != want {

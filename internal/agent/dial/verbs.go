@@ -52,8 +52,12 @@ func (l *Link) stop(ctx context.Context, op agent.Op) error {
 	return err
 }
 
-// Online makes the guest use processors and memory that were plugged.
-func (l *Link) Online(ctx context.Context) error { return l.plain(ctx, agent.OpOnline) }
+// Online makes the guest use memory that was plugged and as many of its
+// processors as cpus says; 0: all.
+func (l *Link) Online(ctx context.Context, cpus int) error {
+	_, err := l.ask(ctx, agent.Request{Op: agent.OpOnline, CPUs: cpus}, slow)
+	return err
+}
 
 // Grow makes the guest's writable layer as large as its device now is.
 func (l *Link) Grow(ctx context.Context) error { return l.plain(ctx, agent.OpGrow) }

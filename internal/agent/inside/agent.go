@@ -188,7 +188,7 @@ func (a *Agent) simple(r agent.Request) (out agent.Result, err error) {
 	case agent.OpRenew:
 		err = a.renew(r)
 	case agent.OpOnline:
-		err = online()
+		err = online(r.CPUs)
 	case agent.OpGrow:
 		err = a.grow()
 	case agent.OpTrim:

@@ -2,7 +2,10 @@ package inside
 
 import (
 	"errors"
+	"fmt"
 	"os"
+	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -73,8 +76,35 @@ func waits(syscall string) bool {
 	return len(f) > 0 && f[0] == strconv.Itoa(unix.SYS_RT_SIGTIMEDWAIT)
 }
 
-// online makes the guest use processors and memory that were plugged in.
-func online() error {
-	return errors.Join(switchOn("/sys/devices/system/cpu/cpu[0-9]*/online", "0", "1"),
+// online makes the guest use memory that was plugged in, and cpus of its
+// processors; 0: all.
+func online(cpus int) error {
+	return errors.Join(useProcessors("/sys/devices/system/cpu", cpus),
 		switchOn("/sys/devices/system/memory/memory[0-9]*/state", "offline", "online"))
+}
+
+// useProcessors switches the first ones of those in dir on and all others off.
+// One that has no switch is always on.
+func useProcessors(dir string, cpus int) error {
+	var numbers []int
+	folders, _ := filepath.Glob(filepath.Join(dir, "cpu[0-9]*"))
+	for _, f := range folders {
+		if n, err := strconv.Atoi(strings.TrimPrefix(filepath.Base(f), "cpu")); err == nil {
+			numbers = append(numbers, n)
+		}
+	}
+	slices.Sort(numbers)
+	for i, n := range numbers {
+		path, want := filepath.Join(dir, "cpu"+strconv.Itoa(n), "online"), "1"
+		if cpus > 0 && i >= cpus {
+			want = "0"
+		}
+		if is := strings.TrimSpace(read(path)); is == "" || is == want {
+			continue
+		}
+		if err := os.WriteFile(path, []byte(want), 0); err != nil {
+			return &errs.Error{Kind: errs.Unsupported, Msg: fmt.Sprintf("the guest's kernel does not switch processor %d", n), Err: err}
+		}
+	}
+	return nil
 }

@@ -3,7 +3,6 @@ package inside
 import (
 	"io"
 	"os"
-	"runtime"
 	"strconv"
 	"strings"
 
@@ -17,7 +16,7 @@ const procMax = 1 << 20
 
 // stats is what the guest says of itself; what it does not know is 0.
 func stats() *agent.Stats {
-	s := &agent.Stats{CPUs: runtime.NumCPU()}
+	s := &agent.Stats{}
 	var info unix.Sysinfo_t
 	if unix.Sysinfo(&info) == nil {
 		s.Uptime = float64(info.Uptime)
@@ -36,7 +35,8 @@ func stats() *agent.Stats {
 	s.MemoryCache = (memory["Cached:"] + memory["Buffers:"] + memory["SReclaimable:"]) << 10
 	s.OOMKills = keyed("/proc/vmstat")["oom_kill"]
 	s.Processes = processes()
-	s.CPUSeconds = cpuSeconds(read("/proc/stat"))
+	stat := read("/proc/stat")
+	s.CPUSeconds, s.CPUs = cpuSeconds(stat), processors(stat)
 	network(s, read("/proc/net/dev"))
 	disks(s, read("/proc/diskstats"))
 	return s
@@ -87,6 +87,17 @@ func processes() int64 {
 
 // ticks is how many of the units of /proc/stat are a second, on every machine.
 const ticks = 100
+
+// processors counts those in use, of which each has a line. They change while
+// the guest runs.
+func processors(stat string) (n int) {
+	for line := range strings.Lines(stat) {
+		if rest, ok := strings.CutPrefix(line, "cpu"); ok && strings.IndexAny(rest, "0123456789") == 0 {
+			n++
+		}
+	}
+	return n
+}
 
 // cpuSeconds adds what all processors did but wait. Guest time is user time
 // already.
