@@ -3,7 +3,7 @@
 # beside the kernel's floor and the peers, by turns. It takes up to an hour;
 # everything runs in namespaces of its own. The figures go to the terminal and
 # to build/bench/bench.json. --only=PART[,PART...] makes some of start, commands,
-# density, uml, qemu, change; make bench PART=uml does the same.
+# density, uml, qemu, migrate, change; make bench PART=uml does the same.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 [ "$(id -u)" = 0 ] || { echo "bench: make bench needs root: sudo make bench" >&2; exit 1; }
@@ -15,6 +15,7 @@ gcc -O2 -Wall -static -o "$out/floor" test/bench/floor/floor.c
 gcc -O2 -Wall -static -o "$out/inside" test/bench/inside/inside.c
 cp -f internal/daemon/embedded/lodge-launch internal/daemon/embedded/lodge-keeper "$out/"
 CGO_ENABLED=0 go build -o "$out/bench" ./test/bench
+CGO_ENABLED=0 go test -c -o "$out/qemu.test" ./internal/engine/qemu
 
 # What the namespaces do not take with them when they end, however they end.
 cleanup() {

@@ -48,6 +48,10 @@ type Parts struct {
 	Kernel Kernel // for engines whose guests have a kernel of their own
 	Disks  []Disk // further disks and optical discs, in the order that the guest sees them
 	Memory string // folder with a saved memory image that the guest goes on from, or ""
+
+	// Arriving says that the guest runs elsewhere and comes by Mover.Receive;
+	// nil: it boots, or goes on from Memory.
+	Arriving *Arriving
 }
 
 // Kernel is what a guest with a kernel of its own boots.
@@ -285,5 +289,6 @@ type Can struct {
 	Admit   bool `json:"admit"` // passwords and keys of its users
 	Trim    bool `json:"trim"`
 	Clock   bool `json:"clock"`
+	Move    bool `json:"move"` // to another program or host while it runs; see Mover
 	Disk    bool `json:"disk"` // boots guests from disks of their own
 }

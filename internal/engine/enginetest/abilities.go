@@ -59,6 +59,7 @@ func abilities(m engine.Machine, disk bool) engine.Can {
 	_, is.Admit = m.(engine.Admitter)
 	_, is.Trim = m.(engine.Trimmer)
 	_, is.Clock = m.(engine.Timekeeper)
+	_, is.Move = m.(engine.Mover)
 	return is
 }
 

@@ -12,7 +12,7 @@ import (
 )
 
 // debugs is what Debug takes.
-func debugs() []string { return []string{"reset", "nmi", "registers", "blocks"} }
+func debugs() []string { return []string{"reset", "nmi", "registers", "blocks", "memory"} }
 
 // Debug does what helps with a guest that hangs.
 func (m *Machine) Debug(ctx context.Context, what string, w io.Writer) error {
@@ -25,6 +25,8 @@ func (m *Machine) Debug(ctx context.Context, what string, w io.Writer) error {
 		return m.tell(ctx, "info registers -a", w)
 	case "blocks":
 		return m.tell(ctx, "info block", w)
+	case "memory":
+		return m.tellOfMemory(ctx, w)
 	}
 	return errs.Bad("what", fmt.Sprintf("%q is nothing that can be done", what), "one of "+strings.Join(slices.Sorted(slices.Values(debugs())), ", "))
 }

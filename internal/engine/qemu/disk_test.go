@@ -42,7 +42,7 @@ func bootSector(word string) []byte {
 
 // kept is a guest that a keeper runs.
 type kept struct {
-	t     *testing.T
+	t     testing.TB
 	g     guest.Guest
 	parts engine.Parts
 	held  keeper.Held
@@ -50,7 +50,7 @@ type kept struct {
 }
 
 // start starts a guest, which ends with the test at the latest.
-func (r *rig) start(t *testing.T, k keeper.Keepers, g guest.Guest, p engine.Parts) *kept {
+func (r *rig) start(t testing.TB, k keeper.Keepers, g guest.Guest, p engine.Parts) *kept {
 	t.Helper()
 	program, err := r.engine.Program(g, p)
 	if err != nil {
@@ -111,7 +111,7 @@ func (r *rig) ownDisk(t *testing.T, content []byte, spec guest.Spec, os image.In
 	return g, p
 }
 
-func write(t *testing.T, path string, content []byte) {
+func write(t testing.TB, path string, content []byte) {
 	t.Helper()
 	if err := os.WriteFile(path, content, 0o600); err != nil {
 		t.Fatal(err)

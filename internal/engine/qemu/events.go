@@ -12,10 +12,11 @@ import (
 // event takes in what QEMU tells by itself. It must not ask anything: the
 // answer would come behind it.
 func (l *link) event(e qmp.Event) {
+	moving := l.toldMove(e)
 	switch e.Name {
 	case "STOP":
 		l.note(func() {
-			if l.status == "running" {
+			if l.status == "running" && !moving { // then it stands still but for a moment
 				l.status = "paused"
 			}
 		})
@@ -35,6 +36,7 @@ func (l *link) event(e qmp.Event) {
 		l.note(func() { l.trouble = "kernel panic: the guest's kernel says that it cannot go on" })
 	case "WATCHDOG":
 		l.note(func() { l.trouble = "its watchdog was not fed" })
+		l.bitten(e.Data)
 	case "BLOCK_IO_ERROR":
 		l.ioError(e.Data)
 	case "DEVICE_DELETED", "DEVICE_UNPLUG_GUEST_ERROR", "MEM_UNPLUG_ERROR":
@@ -46,6 +48,25 @@ func (l *link) event(e qmp.Event) {
 func (l *link) theirAgent(of func(*guestAgent)) {
 	if l.theirs != nil {
 		of(l.theirs)
+	}
+}
+
+// bitten ends a guest that stands still because its watchdog was not fed, as a
+// crash does: whether it comes back is its restart policy's affair.
+func (l *link) bitten(data json.RawMessage) {
+	var d struct {
+		Action string `json:"action"`
+	}
+	if json.Unmarshal(data, &d) != nil || d.Action != "pause" {
+		return
+	}
+	l.endHung()
+}
+
+func (l *link) endHung() {
+	l.e.o.Log.Warn("a guest is ended that did not feed its watchdog", "guest", l.id)
+	if err := kill(l.held); err != nil {
+		l.e.o.Log.Error("a guest that hangs cannot be ended", "guest", l.id, "err", err)
 	}
 }
 

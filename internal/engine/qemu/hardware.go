@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"math"
 	"slices"
+	"strings"
 
 	"lodge/internal/base/errs"
 	"lodge/internal/engine"
@@ -18,7 +19,7 @@ type hardware struct {
 	Machine  string `json:"machine"`
 	Accel    string `json:"accel"`
 	CPUModel string `json:"cpu_model"`
-	CPUs     int    `json:"cpus"`     // at power-on
+	CPUs     int    `json:"cpus"`     // that cannot be taken away
 	MaxCPUs  int    `json:"max_cpus"` // that can be plugged
 	Memory   uint64 `json:"memory"`   // bytes, at power-on
 	Modules  int    `json:"modules"`  // slots for memory modules
@@ -34,7 +35,7 @@ type hardware struct {
 
 	Drives  []drive  `json:"drives"`
 	Cards   []card   `json:"cards"`
-	Plugged []plug   `json:"plugged,omitempty"` // processors and memory that were added since, in order
+	Plugged []plug   `json:"plugged,omitempty"` // further processors, and memory that was added since, in order
 	Ports   []string `json:"ports"`             // that a device can be plugged into
 
 	// Private says that the memory is a template's, of which changes are the
@@ -62,7 +63,7 @@ type card struct {
 	Port string `json:"port,omitempty"`
 }
 
-// plug is a processor or memory module that was added while the guest ran.
+// plug is a processor or memory module that can be added while the guest runs.
 type plug struct {
 	ID     string `json:"id"`
 	Driver string `json:"driver"`
@@ -141,6 +142,7 @@ func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
 	if err := w.choose(g, h); err != nil {
 		return w, err
 	}
+	w.splitProcessors()
 	if w.Kind == "q35" && (w.Kernel || w.Memory >= hotMemory) {
 		w.Modules, w.MaxMem = memoryModules, 16*w.Memory
 	}
@@ -158,6 +160,19 @@ func processors(share float64, all int) int {
 		return all
 	}
 	return max(1, int(math.Ceil(share)))
+}
+
+// splitProcessors makes all processors but the first ones that can be taken away
+// while the guest runs: QEMU cannot part with those that it powers on itself.
+func (w *hardware) splitProcessors() {
+	if w.Kind != "q35" {
+		return
+	}
+	model, _, _ := strings.Cut(w.CPUModel, ",")
+	for socket := 1; socket < w.CPUs; socket++ {
+		w.Plugged = append(w.Plugged, plug{ID: processorName(socket), Driver: model + "-x86_64-cpu", Socket: socket})
+	}
+	w.CPUs = 1
 }
 
 // choose judges what the guest's record asks for against what is there.

@@ -131,7 +131,7 @@ func newRig(t testing.TB) *rig {
 }
 
 // guest makes a record and what it boots from.
-func (r *rig) guest(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) {
+func (r *rig) guest(t testing.TB, spec guest.Spec) (guest.Guest, engine.Parts) {
 	t.Helper()
 	r.next++
 	if spec.Memory == 0 {
@@ -164,7 +164,8 @@ func TestEngine(t *testing.T) {
 	k, kill := enginetest.Keeper(t)
 	bridge(t)
 	enginetest.Run(t, enginetest.Harness{
-		Engine: r.engine, Keepers: k, KillKeeper: kill, Guest: r.guest, Crowd: 2, Slow: true, OwnKernel: true, Late: true,
+		Engine: r.engine, Keepers: k, KillKeeper: kill, Crowd: 2, Slow: true, OwnKernel: true, Late: true,
+		Guest: func(t *testing.T, s guest.Spec) (guest.Guest, engine.Parts) { return r.guest(t, s) },
 		Anew: func(*testing.T) engine.Engine {
 			r.engine.Close()
 			r.engine = New(r.o)

@@ -183,13 +183,15 @@ func (w hardware) kernelLine() string {
 }
 
 // ends says what becomes of the guest's own ends. A guest that was handed its
-// kernel ends when it reboots, because the next boot may be of another one.
+// kernel ends when it reboots, because the next boot may be of another one. When
+// its watchdog bites it stands still: as an end of its own that would look like
+// a power-off (see link.bitten).
 func (w hardware) ends(l *line) {
-	reboot := "reset"
+	reboot, watchdog := "reset", "reset"
 	if w.Kernel {
-		reboot = "shutdown"
+		reboot, watchdog = "shutdown", "pause"
 	}
-	l.add("-action", "reboot="+reboot+",shutdown=poweroff,panic=exit-failure,watchdog=reset")
+	l.add("-action", "reboot="+reboot+",shutdown=poweroff,panic=exit-failure,watchdog="+watchdog)
 }
 
 // lines adds the console, which is the program's own terminal, the monitor,

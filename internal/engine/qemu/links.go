@@ -32,17 +32,24 @@ const (
 	retryAfter  = 5 * time.Second
 )
 
-// links are the lines to this daemon's guests, by the guest's id: one each,
-// however many Machines there are.
+// links are the lines to this daemon's guests: one for each QEMU, however many
+// Machines there are.
 type links struct {
 	mu sync.Mutex
-	of map[string]*link
+	of map[linkKey]*link
+}
+
+// linkKey tells the QEMUs apart of a guest that moves from one to another.
+type linkKey struct {
+	guest string // its id
+	pid   int
 }
 
 // link is the lines to one running QEMU.
 type link struct {
 	e      *Engine
 	id     string
+	key    linkKey
 	held   keeper.Held
 	agent  *dial.Link  // nil for guests that are not Lodge's to furnish
 	theirs *guestAgent // of those
@@ -58,16 +65,18 @@ type link struct {
 	trouble string
 	noBoot  *guest.NoBoot         // why nothing boots
 	deleted map[string]chan error // waits for the end of a device
+	move    *move                 // that is under way, or nil
 	device  sync.Mutex            // one change of the devices at a time
 }
 
 // link returns the lines to a guest, which are opened by the first call.
 func (e *Engine) link(ctx context.Context, g guest.Guest, parts engine.Parts, h keeper.Held) *link {
 	e.links.mu.Lock()
-	l := e.links.of[g.ID]
-	if l == nil || l.held.State().Pid != h.State().Pid || l.life.Err() != nil {
+	key := linkKey{g.ID, h.State().Pid}
+	l := e.links.of[key]
+	if l == nil || l.life.Err() != nil {
 		l = e.newLink(g, parts, h)
-		e.links.of[g.ID] = l
+		e.links.of[key] = l
 	}
 	e.links.mu.Unlock()
 	timeout := time.NewTimer(connectTime)
@@ -81,7 +90,7 @@ func (e *Engine) link(ctx context.Context, g guest.Guest, parts engine.Parts, h 
 }
 
 func (e *Engine) newLink(g guest.Guest, parts engine.Parts, h keeper.Held) *link {
-	l := &link{e: e, id: g.ID, held: h, tried: make(chan struct{}), deleted: map[string]chan error{}}
+	l := &link{e: e, id: g.ID, key: linkKey{g.ID, h.State().Pid}, held: h, tried: make(chan struct{}), deleted: map[string]chan error{}}
 	l.life, l.end = context.WithCancel(context.Background())
 	if parts.Root.Own == nil {
 		if f, err := launch.Take(h, hostEnd(agentAt)); err != nil {
@@ -116,8 +125,8 @@ func (e *Engine) Close() {
 func (l *link) close() {
 	l.end()
 	l.e.links.mu.Lock()
-	if l.e.links.of[l.id] == l {
-		delete(l.e.links.of, l.id)
+	if l.e.links.of[l.key] == l {
+		delete(l.e.links.of, l.key)
 	}
 	l.e.links.mu.Unlock()
 	if l.agent != nil {
@@ -150,6 +159,7 @@ func (l *link) keep(memory string) {
 			memory = ""
 		}
 		first()
+		l.listen(l.life)
 		select {
 		case <-c.Done():
 		case <-l.life.Done():
@@ -195,6 +205,9 @@ func (l *link) open() (*qmp.Client, error) {
 		return nil, err
 	}
 	l.note(func() { l.monitor, l.failure, l.status = c, nil, s.Status })
+	if s.Status == "watchdog" { // since an earlier daemon
+		l.endHung()
+	}
 	l.theirAgent((*guestAgent).ask)
 	return c, nil
 }

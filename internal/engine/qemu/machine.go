@@ -36,6 +36,7 @@ var (
 
 	_ engine.Plugger  = (*Machine)(nil)
 	_ engine.Saver    = (*Machine)(nil)
+	_ engine.Mover    = (*Machine)(nil)
 	_ engine.Renewer  = (*Machine)(nil)
 	_ engine.Quiescer = (*Machine)(nil)
 	_ engine.Screener = (*Machine)(nil)
@@ -75,6 +76,9 @@ func paused(status string) bool { return status == "paused" || status == "postmi
 
 // Pause stops the guest's processors.
 func (m *Machine) Pause(ctx context.Context) error {
+	if err := m.link.still(); err != nil {
+		return m.about(err)
+	}
 	if err := m.link.do(ctx, "stop", nil, nil); err != nil {
 		return m.about(err)
 	}
@@ -90,6 +94,9 @@ func (m *Machine) Pause(ctx context.Context) error {
 func (m *Machine) Resume(ctx context.Context) error {
 	if m.held.State().Exit != nil {
 		return nil
+	}
+	if err := m.link.still(); err != nil {
+		return m.about(err)
 	}
 	if m.link.agent != nil {
 		m.link.agent.Revive()
@@ -144,8 +151,10 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 
 // Kill ends QEMU, which is the first process of its namespace and takes all
 // others there with it.
-func (m *Machine) Kill(context.Context) error {
-	fd := m.held.Pidfd()
+func (m *Machine) Kill(context.Context) error { return kill(m.held) }
+
+func kill(held keeper.Held) error {
+	fd := held.Pidfd()
 	if fd < 0 { // it is not even known any more
 		return nil
 	}

@@ -30,17 +30,34 @@ func (m *Machine) Usage(ctx context.Context) (guest.Usage, error) {
 		u.TxBytes += counter(n.Device, "rx_bytes")
 		u.TxPackets += counter(n.Device, "rx_packets")
 	}
-	if a := m.link.agent; a != nil && m.awake() == nil && a.State().Connected {
-		ctx, cancel := context.WithTimeout(ctx, statsTime)
-		defer cancel()
-		if s, err := a.Stats(ctx); err == nil {
-			u.Processes, u.OOMKills = s.Processes, u.OOMKills+s.OOMKills
-			if s.MemoryTotal >= s.MemoryFree {
-				u.Memory, u.MemoryCache = s.MemoryTotal-s.MemoryFree, s.MemoryCache
-			}
-		}
-	}
+	ctx, cancel := context.WithTimeout(ctx, statsTime)
+	defer cancel()
+	m.askUsage(ctx, &u)
 	return u, nil
+}
+
+// askUsage adds what only the guest itself knows: what it does with its memory,
+// of which the host sees that it was touched.
+func (m *Machine) askUsage(ctx context.Context, u *guest.Usage) {
+	a := m.link.agent
+	if a == nil {
+		s, err := m.link.memoryStats(ctx)
+		if used, caches, ok := s.used(); ok && err == nil {
+			u.Memory, u.MemoryCache = used, caches
+		}
+		return
+	}
+	if m.awake() != nil || !a.State().Connected {
+		return
+	}
+	s, err := a.Stats(ctx)
+	if err != nil {
+		return
+	}
+	u.Processes, u.OOMKills = s.Processes, u.OOMKills+s.OOMKills
+	if s.MemoryTotal >= s.MemoryFree {
+		u.Memory, u.MemoryCache = s.MemoryTotal-s.MemoryFree, s.MemoryCache
+	}
 }
 
 // statsTime is how long the agent may take to say what its guest uses.

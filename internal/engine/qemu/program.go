@@ -212,6 +212,10 @@ func (b *builder) driveFiles() error {
 
 // memory is the guest's memory: empty, or what was saved.
 func (b *builder) memory() (launch.File, error) {
+	if a := b.parts.Arriving; a != nil {
+		err := b.comes(*a)
+		return launch.Memory{Name: "ram", Size: b.w.Memory}, err
+	}
 	dir := b.parts.Memory
 	if dir == "" {
 		return launch.Memory{Name: "ram", Size: b.w.Memory}, nil
@@ -252,16 +256,23 @@ func (b *builder) resume(path string) error {
 	if err == nil {
 		err = json.Unmarshal(text, &b.w)
 	}
+	if err != nil {
+		return &errs.Error{Op: "qemu.program", Kind: errs.Internal, Ref: b.g.Key().String(), Msg: "its saved memory cannot be read", Err: err}
+	}
+	return b.same(was)
+}
+
+// same judges whether the guest can go on here in the machine that it knows; was
+// is the one that it would get if it started anew.
+func (b *builder) same(was hardware) error {
 	conflict := func(msg string) error {
-		return &errs.Error{Op: "qemu.program", Kind: errs.Conflict, Ref: b.g.Key().String(), Msg: msg, Hint: "start it without the memory"}
+		return &errs.Error{Op: "qemu.program", Kind: errs.Conflict, Ref: b.g.Key().String(), Msg: msg, Hint: "start it without its memory"}
 	}
 	switch {
-	case err != nil:
-		return &errs.Error{Op: "qemu.program", Kind: errs.Internal, Ref: b.g.Key().String(), Msg: "its saved memory cannot be read", Err: err}
 	case b.w.Accel != was.Accel:
-		return conflict("its memory was saved with " + b.w.Accel + ", and this host has " + was.Accel)
+		return conflict("its memory is of a machine with " + b.w.Accel + ", and this host has " + was.Accel)
 	case len(b.w.Cards) != len(b.parts.NICs):
-		return conflict("its network cards are not those of its saved memory")
+		return conflict("its network cards are not those that its memory knows")
 	}
 	// A copy's cards and identity are not those of the guest it was copied from.
 	b.w.UUID = was.UUID

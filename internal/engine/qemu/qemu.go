@@ -77,7 +77,7 @@ func New(o Options) *Engine {
 	if o.Changed == nil {
 		o.Changed = func(string) {}
 	}
-	return &Engine{o: o, links: links{of: map[string]*link{}}}
+	return &Engine{o: o, links: links{of: map[linkKey]*link{}}}
 }
 
 // overhead is what QEMU takes beside the guest's memory, which is itself, the
@@ -91,7 +91,7 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 		Name: "qemu", Model: guest.VM, Form: guest.Volume, Kernel: "linux", Overhead: overhead(), Version: "QEMU",
 		Debugs: debugs(),
 		Can: engine.Can{Pause: true, Resize: true, Exec: true, Files: true, Usage: true, Plug: true, Save: true, Screen: true, Debug: true,
-			Quiesce: true, Renew: true, Disk: true, Admit: true, Trim: true, Clock: true},
+			Quiesce: true, Renew: true, Move: true, Disk: true, Admit: true, Trim: true, Clock: true},
 	}
 	if i.Missing, i.Hint = e.missing(); i.Missing != "" {
 		return i, nil

@@ -3,7 +3,7 @@ package qemu
 import (
 	"context"
 	"fmt"
-	"strconv"
+	"slices"
 	"time"
 
 	"lodge/internal/base/errs"
@@ -12,8 +12,9 @@ import (
 )
 
 // Resize changes what a running guest may use: the limits of QEMU's control
-// group, the number of processors (up; fewer come with the next start), and
-// the memory, by modules that are plugged and by a balloon.
+// group, the number of processors, and the memory, by modules that are plugged
+// and by a balloon. A guest that does not let go of processors keeps them, and
+// shares less time among them.
 func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
 	l := m.link
 	l.device.Lock()
@@ -38,16 +39,22 @@ func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
 			return err
 		}
 	}
-	more, err := m.addProcessors(ctx, w, min(processors(spec.CPUs, m.e.o.cpus()), w.MaxCPUs))
+	cpus := min(processors(spec.CPUs, m.e.o.cpus()), w.MaxCPUs)
+	more, err := m.addProcessors(ctx, w, cpus)
 	if err != nil {
 		return m.about(err)
+	}
+	if w.Accel == "kvm" { // TCG ends when a processor comes back that was taken away
+		if err := m.takeProcessors(ctx, w, cpus); err != nil {
+			return m.about(err)
+		}
 	}
 	plugged, err := m.addMemory(ctx, w, want)
 	if err != nil {
 		return m.about(err)
 	}
-	if more > 0 || plugged {
-		m.online(ctx, more)
+	if more || plugged || w.Kind == "q35" && len(w.Plugged) > 0 {
+		m.online(ctx, w.Kind == "q35", cpus)
 	}
 	if err := m.inflate(ctx, w, want); err != nil {
 		return m.about(err)
@@ -64,15 +71,15 @@ func (w hardware) total() uint64 {
 	return sum
 }
 
-// addProcessors plugs processors until the guest has want, and returns how many
-// it has then; 0 if it had them.
-func (m *Machine) addProcessors(ctx context.Context, w hardware, want int) (now int, err error) {
+// addProcessors plugs processors until the guest has want, and reports whether
+// it has more then.
+func (m *Machine) addProcessors(ctx context.Context, w hardware, want int) (more bool, err error) {
 	if w.Kind != "q35" {
-		return 0, nil
+		return false, nil
 	}
 	all, err := m.link.slots(ctx)
 	if err != nil {
-		return 0, err
+		return false, err
 	}
 	have := 0
 	for _, s := range all {
@@ -87,29 +94,56 @@ func (m *Machine) addProcessors(ctx context.Context, w hardware, want int) (now 
 		if s.Path != "" {
 			continue
 		}
-		args := map[string]any{"driver": s.Type, "id": cpuPrefix + strconv.Itoa(s.Props.Socket), "socket-id": s.Props.Socket, "core-id": 0, "thread-id": 0}
+		args := map[string]any{"driver": s.Type, "id": processorName(s.Props.Socket), "socket-id": s.Props.Socket, "core-id": 0, "thread-id": 0}
 		if err := m.link.do(ctx, "device_add", args, nil); err != nil {
-			return 0, err
+			return more, err
 		}
 		have++
-		now = have
+		more = true
 	}
-	return now, nil
+	return more, nil
 }
 
-// online makes the guest use what was plugged, and waits until it has cpus
-// processors. A guest that boots, or has no agent, finds them by itself, or not.
-func (m *Machine) online(ctx context.Context, cpus int) {
+// partTime is how long a guest may take to let go of a processor.
+const partTime = 10 * time.Second
+
+// takeProcessors takes processors away until the guest has want, the last first.
+// A guest that does not know how, or boots, keeps them.
+func (m *Machine) takeProcessors(ctx context.Context, w hardware, want int) error {
+	all, err := m.link.slots(ctx)
+	if err != nil {
+		return err
+	}
+	all = slices.DeleteFunc(all, func(s slot) bool { return s.Path == "" })
+	for have := len(all); w.Kind == "q35" && have > want && all[have-1].Props.Socket >= w.CPUs; have-- {
+		wait, cancel := context.WithTimeout(ctx, partTime)
+		err := m.remove(wait, processorName(all[have-1].Props.Socket))
+		cancel()
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case err != nil:
+			m.e.o.Log.Warn("a guest keeps a processor that it is to have no more", "guest", m.g.Name, "err", err)
+			return nil
+		}
+	}
+	return nil
+}
+
+// online makes the guest use what was plugged, and, if counted, cpus processors,
+// which it waits for. A guest that boots, or has no agent, finds them by itself,
+// or not.
+func (m *Machine) online(ctx context.Context, counted bool, cpus int) {
 	a := m.link.agent
 	if a == nil || !a.State().Connected {
 		return
 	}
 	err := m.untilSeen(ctx, func() (bool, error) {
-		if err := a.Online(ctx); err != nil {
+		if err := a.Online(ctx, cpus); err != nil {
 			return false, err
 		}
 		s, err := a.Stats(ctx)
-		return err == nil && s.CPUs >= cpus, err
+		return err == nil && (s.CPUs == cpus || !counted), err
 	})
 	if err != nil {
 		m.e.o.Log.Warn("a guest does not use what was plugged", "guest", m.g.Name, "err", err)
@@ -169,6 +203,15 @@ func (m *Machine) inflate(ctx context.Context, w hardware, want uint64) error {
 	}
 	if b.Actual == want || want > w.total() && b.Actual >= want {
 		return nil
+	}
+	if b.Actual > want {
+		switch _, ok, err := m.link.heard(ctx, time.Time{}); {
+		case err != nil:
+			return err
+		case !ok:
+			return &errs.Error{Op: "qemu.resize", Kind: errs.Unsupported, Hint: "restart it; the smaller memory counts from then on",
+				Msg: "the guest cannot give memory back while it runs: it has no driver for a virtio balloon, or still boots"}
+		}
 	}
 	if err := m.link.do(ctx, "balloon", map[string]any{"value": want}, nil); err != nil {
 		return err

@@ -114,10 +114,6 @@ func (m *Machine) saveDevices(ctx context.Context, path string, ignoreRAM bool) 
 // noLimit is more bytes a second than any disk takes.
 const noLimit = 1 << 40
 
-func capabilities(name string, on bool) map[string]any {
-	return map[string]any{"capabilities": []map[string]any{{"capability": name, "state": on}}}
-}
-
 // migrated waits until QEMU has written all.
 func (l *link) migrated(ctx context.Context) error {
 	const pace = 5 * time.Millisecond

@@ -182,6 +182,8 @@ func (l *link) modules(ctx context.Context) (map[string]uint64, error) {
 	return sizes, err
 }
 
+func processorName(socket int) string { return cpuPrefix + strconv.Itoa(socket) }
+
 func moduleName(n int) string { return modulePrefix + strconv.Itoa(n) }
 
 // addModules adds the processors and the memory that w was not started with.
@@ -196,7 +198,7 @@ func (l *link) addModules(ctx context.Context, w *hardware) error {
 	w.Plugged = nil
 	for _, s := range all {
 		if s.Path != "" && s.Props.Socket >= w.CPUs {
-			w.Plugged = append(w.Plugged, plug{ID: cpuPrefix + strconv.Itoa(s.Props.Socket), Driver: s.Type, Socket: s.Props.Socket})
+			w.Plugged = append(w.Plugged, plug{ID: processorName(s.Props.Socket), Driver: s.Type, Socket: s.Props.Socket})
 		}
 	}
 	sizes, err := l.modules(ctx)

@@ -34,6 +34,7 @@ const messageMax = 4 << 20
 type Event struct {
 	Name string
 	Data json.RawMessage
+	At   time.Time // by QEMU's clock, which is its host's
 }
 
 // Error is QEMU's refusal of a command.
@@ -69,9 +70,13 @@ type message struct {
 	Greeting json.RawMessage `json:"QMP"`
 	Event    string          `json:"event"`
 	Data     json.RawMessage `json:"data"`
-	ID       json.RawMessage `json:"id"`
-	Return   json.RawMessage `json:"return"`
-	Error    *Error          `json:"error"`
+	At       struct {
+		Seconds int64 `json:"seconds"`
+		Micros  int64 `json:"microseconds"`
+	} `json:"timestamp"`
+	ID     json.RawMessage `json:"id"`
+	Return json.RawMessage `json:"return"`
+	Error  *Error          `json:"error"`
 }
 
 // Open begins a session on a stream socket that QEMU serves a monitor on. An
@@ -263,7 +268,7 @@ func (c *Client) read() {
 		switch {
 		case m.Event != "":
 			if c.event != nil {
-				c.event(Event{m.Event, m.Data})
+				c.event(Event{m.Event, m.Data, time.Unix(m.At.Seconds, m.At.Micros*1000)})
 			}
 		default:
 			synced = c.deliver(m) || synced

@@ -106,7 +106,7 @@ func TestASessionFromTheStart(t *testing.T) {
 	if err := c.Do(t.Context(), "query-status", nil, &status); err != nil || status.Status != "paused" {
 		t.Errorf("%+v, %v", status, err)
 	}
-	if e := <-seen; e.Name != "STOP" {
+	if e := <-seen; e.Name != "STOP" || e.At.Unix() != 1 {
 		t.Errorf("the event is %+v", e)
 	}
 	err := c.Do(t.Context(), "device_del", map[string]any{"id": "x"}, nil)
