@@ -71,13 +71,14 @@ type Engine struct {
 	Hint    string          `json:"hint,omitempty"`
 	Can     map[string]bool `json:"can"`
 
-	Form      string        `json:"form,omitempty" enum:"tree,volume,disk" doc:"of its guests' writable layer"`
-	Kernel    string        `json:"kernel,omitempty" doc:"kind of kernel that its guests boot; empty: the host's own" example:"linux"`
-	Machines  []MachineKind `json:"machines,omitempty" doc:"that may be chosen; the first is its own choice"`
-	CPUModels []string      `json:"cpu_models,omitempty" doc:"that may be chosen"`
-	Debugs    []string      `json:"debugs,omitempty" doc:"what can be done with a guest that hangs"`
-	Facts     []Fact        `json:"facts,omitempty" doc:"what else is worth knowing"`
-	Overhead  uint64        `json:"overhead_bytes,omitempty" doc:"memory for each guest's monitor, beside the guest's"`
+	Form        string        `json:"form,omitempty" enum:"tree,volume,disk" doc:"of its guests' writable layer"`
+	Kernel      string        `json:"kernel,omitempty" doc:"kind of kernel that its guests boot; empty: the host's own" example:"linux"`
+	Machines    []MachineKind `json:"machines,omitempty" doc:"that may be chosen; the first is its own choice"`
+	CPUModels   []string      `json:"cpu_models,omitempty" doc:"that may be chosen"`
+	CPUFeatures []string      `json:"cpu_features,omitempty" doc:"that can be added to a model and taken away from it, as in qemu64,+svm,-avx"`
+	Debugs      []string      `json:"debugs,omitempty" doc:"what can be done with a guest that hangs"`
+	Facts       []Fact        `json:"facts,omitempty" doc:"what else is worth knowing"`
+	Overhead    uint64        `json:"overhead_bytes,omitempty" doc:"memory for each guest's monitor, beside the guest's"`
 
 	OverheadCPUs float64 `json:"overhead_cpus,omitempty" doc:"processors' time that each guest's monitor may take, beside the guest's whole processors"`
 }

@@ -36,6 +36,7 @@ type Engine struct {
 	Kernel    string     // kind of kernel that its guests boot; empty: the host's own
 	Machines  []Machine  // that may be chosen; the first is what one gets otherwise
 	CPUModels []string   // that may be chosen
+	Features  []string   // of processors, that may be added and taken away
 	Pause     bool
 	Plug      bool // disks and network cards while the guest runs
 	Disk      bool // boots disks with a boot loader of their own

@@ -21,7 +21,7 @@ func machineDoor(t *testing.T) *Door {
 	d.Host.Architecture = "amd64"
 	engines := []Engine{
 		{Name: "own", Model: guest.OS, Form: guest.Tree, Pause: true},
-		{Name: "box", Model: guest.VM, Form: guest.Volume, Kernel: "linux", CPUModels: []string{"max", "plain"}, Plug: true, Disk: true, Machines: []Machine{
+		{Name: "box", Model: guest.VM, Form: guest.Volume, Kernel: "linux", CPUModels: []string{"max", "plain"}, Features: []string{"svm", "avx"}, Plug: true, Disk: true, Machines: []Machine{
 			{Name: "full", Firmware: []string{"bios", "uefi"}}, {Name: "micro"}, {Name: "trusted", Firmware: []string{"uefi-secure"}, TPM: true},
 		}},
 		{Name: "port", Model: guest.Paravirt, Form: guest.Volume, Kernel: "um"},
@@ -97,6 +97,10 @@ func TestRefusedMachines(t *testing.T) {
 		"tpm that is not there":      {wanting(guest.VM, "blank", func(p *Patch) { p.TPM = ptr(true) }), errs.Unsupported, "tpm"},
 		"tpm of the host's kernel":   {wanting(guest.OS, "debian/12", func(p *Patch) { p.TPM = ptr(true) }), errs.Invalid, "tpm"},
 		"cpu model unknown":          {wanting(guest.VM, "debian/12", func(p *Patch) { p.CPUModel = ptr("z80") }), errs.Invalid, "cpu_model"},
+		"cpu feature unknown":        {wanting(guest.VM, "debian/12", func(p *Patch) { p.CPUModel = ptr("max,+svm,+wings") }), errs.Invalid, "cpu_model"},
+		"cpu feature without sign":   {wanting(guest.VM, "debian/12", func(p *Patch) { p.CPUModel = ptr("max,svm") }), errs.Invalid, "cpu_model"},
+		"cpu feature missing":        {wanting(guest.VM, "debian/12", func(p *Patch) { p.CPUModel = ptr("max,") }), errs.Invalid, "cpu_model"},
+		"cpu feature of no model":    {wanting(guest.VM, "debian/12", func(p *Patch) { p.CPUModel = ptr(",+svm") }), errs.Invalid, "cpu_model"},
 		"cpu model of the host":      {wanting(guest.Paravirt, "debian/12", func(p *Patch) { p.CPUModel = ptr("max") }), errs.Invalid, "cpu_model"},
 		"kernel missing":             {wanting(guest.VM, "debian/12", func(p *Patch) { p.Kernel = ptr("linux/mine") }), errs.NotFound, "kernel"},
 		"kernel of the host":         {wanting(guest.OS, "debian/12", func(p *Patch) { p.Kernel = ptr("linux/x") }), errs.Invalid, "kernel"},
@@ -137,6 +141,7 @@ func TestRefusedMachines(t *testing.T) {
 func TestMachines(t *testing.T) {
 	d := machineDoor(t)
 	for name, w := range map[string]GuestWish{
+		"features":  wanting(guest.VM, "debian/12", func(p *Patch) { p.CPUModel = ptr("plain,+svm,-avx") }),
 		"tree":      wanting(guest.VM, "debian/12", func(p *Patch) { p.Machine, p.CPUModel, p.Kernel = ptr("micro"), ptr("plain"), ptr("linux/x") }),
 		"paravirt":  wanting(guest.Paravirt, "debian/12", func(p *Patch) { p.Engine = ptr("port") }),
 		"disk":      wanting(guest.VM, "blank", func(p *Patch) { p.Firmware = ptr("uefi") }),

@@ -37,13 +37,36 @@ func (d *Door) checkMachine(s guest.Spec, e Engine, im image.Info) error {
 		return errs.Bad("kernel", "image "+s.Image+" is a disk, which brings its own kernel", "leave it out")
 	case h.Kernel != "" && e.Kernel == "":
 		return errs.Bad("kernel", fmt.Sprintf("guests of engine %s run on the host's kernel", e.Name), "leave it out, or use --model vm or paravirt")
-	case h.CPUModel != "" && !slices.Contains(e.CPUModels, h.CPUModel):
-		return choice("cpu_model", "processor", h.CPUModel, e.Name, e.CPUModels)
+	}
+	if err := checkProcessor(s.Hardware.CPUModel, e); err != nil {
+		return err
 	}
 	if err := checkKind(s.Hardware, e, disk); err != nil {
 		return err
 	}
 	return d.checkDisks(s, e, disk)
+}
+
+// checkProcessor judges a model of a processor: "qemu64,+svm,-avx".
+func checkProcessor(model string, e Engine) error {
+	name, changes, changed := strings.Cut(model, ",")
+	if model != "" && !slices.Contains(e.CPUModels, name) {
+		return choice("cpu_model", "processor", name, e.Name, e.CPUModels)
+	}
+	if !changed {
+		return nil
+	}
+	for change := range strings.SplitSeq(changes, ",") {
+		feature, more := strings.CutPrefix(change, "+")
+		if !more {
+			feature, more = strings.CutPrefix(change, "-")
+		}
+		if !more || !slices.Contains(e.Features, feature) {
+			return errs.Bad("cpu_model", fmt.Sprintf("%q adds no feature to a processor of engine %s and takes none away", change, e.Name),
+				"write MODEL,+FEATURE,-FEATURE; lodge engine show "+e.Name+" -o json lists them")
+		}
+	}
+	return nil
 }
 
 // choice says that something is not among what an engine offers.

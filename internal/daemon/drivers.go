@@ -96,7 +96,7 @@ func (d drivers) engineFacts(m guest.Model, name string) (admission.Engine, erro
 		return admission.Engine{}, err
 	}
 	e := admission.Engine{
-		Name: i.Name, Model: i.Model, Form: i.Form, Kernel: i.Kernel, CPUModels: i.CPUModels,
+		Name: i.Name, Model: i.Model, Form: i.Form, Kernel: i.Kernel, CPUModels: i.CPUModels, Features: i.CPUFeatures,
 		Pause: i.Can.Pause, Plug: i.Can.Plug, Disk: i.Can.Disk, Save: i.Can.Save, Renew: i.Can.Renew,
 	}
 	for _, k := range i.Machines {

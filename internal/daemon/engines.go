@@ -20,7 +20,7 @@ func (d *daemon) probeEngines(ctx context.Context) (all []api.Engine, err error)
 func engineAPI(i engine.Info) api.Engine {
 	e := api.Engine{
 		Name: i.Name, Model: string(i.Model), Version: i.Version, Usable: i.Missing == "", Missing: i.Missing, Hint: i.Hint,
-		Can: abilities(i.Can), Form: string(i.Form), Kernel: i.Kernel, CPUModels: i.CPUModels, Debugs: i.Debugs, Overhead: i.Overhead.Memory, OverheadCPUs: i.Overhead.CPUs,
+		Can: abilities(i.Can), Form: string(i.Form), Kernel: i.Kernel, CPUModels: i.CPUModels, CPUFeatures: i.CPUFeatures, Debugs: i.Debugs, Overhead: i.Overhead.Memory, OverheadCPUs: i.Overhead.CPUs,
 	}
 	for _, m := range i.Machines {
 		e.Machines = append(e.Machines, api.MachineKind(m))

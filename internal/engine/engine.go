@@ -258,9 +258,11 @@ type Info struct {
 
 	Machines  []MachineKind // that a person may choose; the first is the engine's own choice
 	CPUModels []string      // that a person may choose, the engine's own choice first
-	Facts     []Fact        // what a person may want to know of it
-	Debugs    []string      // what Debugger takes
-	Can       Can
+	// CPUFeatures can be added to a model and taken away from it: "qemu64,+svm,-avx".
+	CPUFeatures []string
+	Facts       []Fact   // what a person may want to know of it
+	Debugs      []string // what Debugger takes
+	Can         Can
 }
 
 // MachineKind is a kind of machine that guests may have.

@@ -120,8 +120,9 @@ const listWidth = 64
 func details(e api.Engine) *cli.Table {
 	t := &cli.Table{}
 	add := func(name, value string) {
-		if value != "" {
-			t.Row(name, value)
+		for _, line := range folded(value) {
+			t.Row(name, line)
+			name = ""
 		}
 	}
 	add("name", e.Name)
@@ -167,4 +168,27 @@ func details(e api.Engine) *cli.Table {
 	list("processors", e.CPUModels)
 	list("debug", e.Debugs)
 	return t
+}
+
+// lineMax is how long a line of what an engine is may be.
+const lineMax = 80
+
+// folded breaks a long list into lines, behind its commas; nothing for "".
+func folded(list string) (lines []string) {
+	if list == "" {
+		return nil
+	}
+	line := ""
+	for word := range strings.SplitSeq(list, ", ") {
+		switch {
+		case line == "":
+			line = word
+		case len(line)+len(", ")+len(word) > lineMax:
+			lines = append(lines, line+",")
+			line = word
+		default:
+			line += ", " + word
+		}
+	}
+	return append(lines, line)
 }

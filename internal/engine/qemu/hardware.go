@@ -132,7 +132,7 @@ func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
 		w.Memory = defaultMemory
 	}
 	if m := g.Spec.Hardware.CPUModel; m != "" {
-		w.CPUModel = m
+		w.CPUModel = processor(m)
 	}
 	w.CPUs = min(processors(g.Spec.CPUs, h.CPUs), mostCPUs)
 	w.MaxCPUs = max(w.CPUs, min(h.CPUs, mostCPUs))

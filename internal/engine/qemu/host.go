@@ -24,6 +24,8 @@ type look struct {
 	stamp   string        // of the program's file
 	binds   []launch.Bind // that QEMU needs in its jail
 	models  []string      // of processors
+	changes []string      // features that models can be given or denied
+	judged  judged        // of the models
 	tpm     *tpm          // nil: there are no such modules here
 	kvmWhy  string
 }
@@ -74,6 +76,9 @@ func (e *Engine) see(ctx context.Context) (*look, error) {
 	if e.o.KVM != nil {
 		l.KVM, l.kvmWhy = e.o.KVM(ctx)
 	}
+	if l.judged, err = judge(ctx, l.program, l.accel(), l.host.cpuModel()); err != nil {
+		e.o.Log.Warn("QEMU does not say what this host's processor can do", "err", err)
+	}
 	e.found.last = l
 	return l, nil
 }
@@ -96,7 +101,7 @@ func (l *look) ask(ctx context.Context) error {
 		}
 	}
 	text, err = run(ctx, l.program, "-cpu", "help")
-	l.models = parseModels(text)
+	l.models, l.changes = parseModels(text), parseFeatures(text)
 	return err
 }
 

@@ -70,7 +70,7 @@ func (x *mover) target(t testing.TB, volume string, postCopy bool) *kept {
 	if volume != "" {
 		p.Root.Volume, p.Root.Writable = volume, filepath.Dir(volume)
 	}
-	if err := x.r.tree.Create(p.Cgroup, engine.Info{Overhead: overhead()}.Limits(x.g.Spec, "")); err != nil {
+	if err := x.r.tree.Create(p.Cgroup, overhead().Limits(x.g.Spec, "")); err != nil {
 		t.Fatal(err)
 	}
 	program, err := x.r.engine.Program(x.g, p)
@@ -361,7 +361,7 @@ func TestMoveSenderKilled(t *testing.T) {
 	if out, err := exec.Command("e2fsck", "-fy", p.Root.Volume).CombinedOutput(); err != nil && !strings.Contains(string(out), "recovering journal") {
 		t.Fatalf("%v: %s", err, out)
 	}
-	if err := r.tree.Create(x.g.ID+"-again", engine.Info{Overhead: overhead()}.Limits(x.g.Spec, "")); err != nil {
+	if err := r.tree.Create(x.g.ID+"-again", overhead().Limits(x.g.Spec, "")); err != nil {
 		t.Fatal(err)
 	}
 	p.Cgroup, p.Dir = x.g.ID+"-again", t.TempDir()

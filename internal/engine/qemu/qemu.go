@@ -103,7 +103,8 @@ func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
 	}
 	i.Version = "QEMU " + l.Version
 	own := l.host.cpuModel()
-	i.CPUModels = append([]string{own}, slices.DeleteFunc(slices.Clone(l.models), func(m string) bool { return m == own })...)
+	i.CPUModels = slices.Concat([]string{own}, l.judged.baselines, slices.DeleteFunc(slices.Clone(l.models), func(m string) bool { return m == own }))
+	i.CPUFeatures = l.changes
 	i.Machines = []engine.MachineKind{{Name: "q35", Firmware: l.Firmware.names(), TPM: l.tpm != nil}, {Name: "microvm"}}
 	i.Facts = l.facts()
 	return i, nil
@@ -118,7 +119,11 @@ func (l *look) facts() []engine.Fact {
 	if l.tpm != nil {
 		tpm = l.tpm.program
 	}
-	return []engine.Fact{{Name: "acceleration", Value: accel}, {Name: "program", Value: l.program}, {Name: "machine", Value: l.Machine}, {Name: "tpm", Value: tpm}}
+	all := []engine.Fact{{Name: "acceleration", Value: accel}, {Name: "program", Value: l.program}, {Name: "machine", Value: l.Machine}, {Name: "tpm", Value: tpm}}
+	if lacking := l.judged.fact(l.models); lacking != "" {
+		all = append(all, engine.Fact{Name: "processors in part", Value: lacking})
+	}
+	return all
 }
 
 func (e *Engine) missing() (what, hint string) {
