@@ -34,6 +34,7 @@ const endAgent = `for p in /proc/[0-9]*; do grep -q '^@lodge-agent' $p/cmdline &
 // answer garbage, hang, and never stop. Each is told with what it said last, costs
 // the host little, leaves others alone, and ends when it is forced to.
 func TestGuestsThatMisbehave(t *testing.T) {
+	long(t)
 	s := newModels(t)
 	s.lodge("launch", "busybox", "good", "--memory", "32MiB")
 	models := []string{"paravirt", "vm"}
@@ -45,9 +46,6 @@ func TestGuestsThatMisbehave(t *testing.T) {
 	} {
 		for _, model := range models {
 			name, script := model+"-"+name, script
-			if os.Getenv("LODGE_TEST_LONG") == "" && name != "paravirt-no-agent" && name != "vm-hangs" {
-				continue // one of each model will do
-			}
 			bad[name] = script
 			s.lodge("launch", "busybox", name, "--model", model, "--memory", "128MiB", "--cpus", "1")
 		}
