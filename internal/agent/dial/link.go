@@ -67,6 +67,7 @@ type Link struct {
 	mu      sync.Mutex
 	session *yamux.Session
 	state   State
+	heard   bool          // there was a session
 	changed chan struct{} // closed with each change
 }
 
@@ -169,7 +170,7 @@ func (l *Link) run() {
 
 func (l *Link) found(s *yamux.Session) {
 	l.update(func() {
-		l.session = s
+		l.session, l.heard = s, true
 		l.state.Connected, l.state.Since = true, time.Now()
 	})
 }

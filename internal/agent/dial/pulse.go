@@ -17,15 +17,21 @@ const (
 func (l *Link) pulse(every time.Duration) {
 	tick := time.NewTicker(every)
 	defer tick.Stop()
-	for missed, limit := 0, bootBeats; ; {
+	for missed := 0; ; {
 		select {
 		case <-l.ended:
 			return
 		case <-tick.C:
 		}
 		if missed++; l.beats(every) {
-			missed, limit = 0, beatsMissed
+			missed = 0
 		}
+		l.mu.Lock()
+		limit := bootBeats
+		if l.heard {
+			limit = beatsMissed
+		}
+		l.mu.Unlock()
 		l.silent(missed >= limit)
 	}
 }
