@@ -183,6 +183,7 @@ type sender struct {
 	moved   engine.Moved
 	last    migration
 	at      time.Time // when last changed
+	handed  bool      // the disks are the other program's
 	split   bool      // the guest runs there, with part of its memory here
 }
 
@@ -300,6 +301,10 @@ func (s *sender) step(ctx context.Context, now migration) (done bool, err error)
 			return false, s.l.do(ctx, "migrate-start-postcopy", nil, nil)
 		}
 	case "pre-switchover":
+		if s.handed { // QEMU says so until it has begun to go on
+			return false, nil
+		}
+		s.handed = true
 		if err := s.handOver(ctx); err != nil {
 			return false, err
 		}
