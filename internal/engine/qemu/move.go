@@ -296,8 +296,9 @@ func (s *sender) step(ctx context.Context, now migration) (done bool, err error)
 			return false, errors.New("the other end takes nothing any more")
 		}
 	case "active":
-		// After the first pass: before it the guest would ask for every page.
-		if s.d.PostCopy && now.RAM.Syncs > 1 {
+		// At once, so that memory is left to send: a QEMU 7.2 that splits a
+		// guest of which nothing is left loses it at its new place.
+		if s.d.PostCopy {
 			return false, s.l.do(ctx, "migrate-start-postcopy", nil, nil)
 		}
 	case "pre-switchover":
