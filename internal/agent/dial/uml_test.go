@@ -242,8 +242,11 @@ func boot(t testing.TB, cfg agent.Config, volume string) *umlGuest {
 	must(t, g.cmd.Start())
 	theirs.Close()
 	line.Close()
-	go io.Copy(g.console, screen)
-	go func() { g.cmd.Wait(); close(g.exited) }()
+	go func() {
+		io.Copy(g.console, screen) // its last words are heard before its end is told
+		g.cmd.Wait()
+		close(g.exited)
+	}()
 	g.Link = Open(host, Options{Credit: true, Mailbox: mail})
 	t.Cleanup(func() {
 		unix.Kill(-g.cmd.Process.Pid, unix.SIGKILL)
