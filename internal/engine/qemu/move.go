@@ -229,7 +229,12 @@ func (s *sender) outward(ctx context.Context) error {
 		if err := c.PassFile(ctx, moveName, s.d.Stream); err != nil {
 			return err
 		}
-		return c.Do(ctx, "migrate", map[string]any{"uri": "fd:" + moveName}, nil)
+		if err := c.Do(ctx, "migrate", map[string]any{"uri": "fd:" + moveName}, nil); err != nil || !s.d.PostCopy {
+			return err
+		}
+		// At once, and not after a pass: a guest that QEMU 7.2 had sent whole
+		// before it was told to split it was damaged where it arrived.
+		return c.Do(ctx, "migrate-start-postcopy", nil, nil)
 	})
 	if err != nil {
 		return err
@@ -294,12 +299,6 @@ func (s *sender) step(ctx context.Context, now migration) (done bool, err error)
 		s.split = true
 		if time.Since(s.at) > stallTime {
 			return false, errors.New("the other end takes nothing any more")
-		}
-	case "active":
-		// At once, so that memory is left to send: a QEMU 7.2 that splits a
-		// guest of which nothing is left loses it at its new place.
-		if s.d.PostCopy {
-			return false, s.l.do(ctx, "migrate-start-postcopy", nil, nil)
 		}
 	case "pre-switchover":
 		if s.handed { // QEMU says so until it has begun to go on
