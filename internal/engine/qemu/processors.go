@@ -6,8 +6,10 @@ import (
 	"net"
 	"os"
 	"os/exec"
+	"runtime"
 	"slices"
 	"strings"
+	"syscall"
 
 	"golang.org/x/sys/unix"
 
@@ -63,10 +65,15 @@ func judge(ctx context.Context, program, accel, own string) (j judged, err error
 		theirs.Close()
 		return j, err
 	}
+	// It does not end when its monitor's other end does, so it ends with this
+	// daemon; which the kernel takes for the thread that started it.
+	runtime.LockOSThread()
+	defer runtime.UnlockOSThread()
 	ctx, cancel := context.WithCancel(ctx)
 	cmd := exec.CommandContext(ctx, program, "-machine", "none", "-accel", accel, "-nodefaults", "-no-user-config", "-display", "none", "-S",
 		"-chardev", "socket,id=monitor,fd=3", "-mon", "chardev=monitor,mode=control")
 	cmd.ExtraFiles = []*os.File{theirs}
+	cmd.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL}
 	err = cmd.Start()
 	theirs.Close() // so that its end is seen
 	if err != nil {
