@@ -100,6 +100,11 @@ func pause(t *testing.T, h *suite) {
 	if err := p.Pause(t.Context()); err != nil {
 		t.Errorf("pausing it again: %v", err)
 	}
+	if z, ok := r.m.(engine.Resizer); ok {
+		if err := z.Resize(t.Context(), r.g.Spec); err != nil { // as whoever pauses it looks at its limits too
+			t.Errorf("a paused guest keeps its limits: %v", err)
+		}
+	}
 	if err := p.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}

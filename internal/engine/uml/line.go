@@ -24,6 +24,7 @@ type line struct {
 
 	mu    sync.Mutex
 	cards map[string]engine.NIC // that were plugged while this daemon ran, by name
+	held  uint64                // of memory, as far as this daemon knows
 }
 
 // lines has the line of each guest that runs, from the first Connect until the

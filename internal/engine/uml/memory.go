@@ -38,6 +38,10 @@ func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
 		return errors.Join(m.limit(spec), m.refuseGrowth(has))
 	}
 	if err := m.runs(); err != nil {
+		if m.line.holds() == has-wanted { // a paused guest has all its limits but the memory changed
+			spec.Memory = wanted
+			return m.limit(spec)
+		}
 		spec.Memory = has
 		return errors.Join(m.limit(spec), err)
 	}
@@ -46,8 +50,18 @@ func (m *Machine) Resize(ctx context.Context, spec guest.Spec) error {
 		return err
 	}
 	held, err := m.hold(ctx, has-wanted)
+	m.line.mu.Lock()
+	m.line.held = held
+	m.line.mu.Unlock()
 	spec.Memory = has - held
 	return errors.Join(m.limit(spec), err)
+}
+
+// holds is how much memory is taken from the guest.
+func (l *line) holds() uint64 {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.held
 }
 
 func (m *Machine) limit(spec guest.Spec) error {
