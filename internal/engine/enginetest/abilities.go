@@ -77,20 +77,9 @@ func program(t *testing.T, h *suite) {
 	}
 }
 
-// clock is a program that goes on as long as the guest does.
-const clock = "while :; do echo x >>/run/ticks; sleep 0.01; done"
-
-func pause(t *testing.T, h *suite) {
-	r := h.guest(t)
-	p, ok := r.m.(engine.Pauser)
-	if !ok {
-		t.Skip("the engine cannot pause guests")
-	}
-	ticking, _ := r.begin(session.Request{Argv: []string{"sh", "-c", clock}})
-	r.eventually("the clock starts", func() bool { return r.shell("wc -l </run/ticks 2>/dev/null") != "" })
-	if err := p.Pause(t.Context()); err != nil {
-		t.Fatal(err)
-	}
+// whilePaused is what a paused guest can and cannot.
+func whilePaused(t *testing.T, r *running, p engine.Pauser) {
+	t.Helper()
 	if pr, err := r.m.Probe(t.Context()); err != nil || !pr.Paused {
 		t.Errorf("paused, and the probe says %+v, %v", pr, err)
 	}
@@ -105,6 +94,23 @@ func pause(t *testing.T, h *suite) {
 			t.Errorf("a paused guest keeps its limits: %v", err)
 		}
 	}
+}
+
+// clock is a program that goes on as long as the guest does.
+const clock = "while :; do echo x >>/run/ticks; sleep 0.01; done"
+
+func pause(t *testing.T, h *suite) {
+	r := h.guest(t)
+	p, ok := r.m.(engine.Pauser)
+	if !ok {
+		t.Skip("the engine cannot pause guests")
+	}
+	ticking, _ := r.begin(session.Request{Argv: []string{"sh", "-c", clock}})
+	r.eventually("the clock starts", func() bool { return r.shell("wc -l </run/ticks 2>/dev/null") != "" })
+	if err := p.Pause(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	whilePaused(t, r, p)
 	if err := p.Resume(t.Context()); err != nil {
 		t.Fatal(err)
 	}
