@@ -58,7 +58,7 @@ func (p *packer) add(f *os.File, name, target string) error {
 	if p.linked(h, &st) {
 		return p.w.WriteHeader(h)
 	}
-	if err := attributes(f, h); err != nil {
+	if err := Attributes(f, h); err != nil {
 		return fmt.Errorf("%q: %w", name, err)
 	}
 	if err := p.w.WriteHeader(h); err != nil {
@@ -213,8 +213,9 @@ func kernels(f *os.File) bool {
 	return false
 }
 
-// attributes adds the portable extended attributes of a file to its header.
-func attributes(f *os.File, h *tar.Header) error {
+// Attributes adds the portable extended attributes of an open file to its header,
+// from where Unpack takes them.
+func Attributes(f *os.File, h *tar.Header) error {
 	if h.Typeflag != tar.TypeReg && h.Typeflag != tar.TypeDir {
 		return nil // the kernel allows none of the portable ones there
 	}

@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"lodge/api"
+	"lodge/internal/base/treetar"
 )
 
 // warner tells of what is left out.
@@ -78,17 +79,17 @@ func packOne(out *tar.Writer, p, name string, fi fs.FileInfo, links map[[2]uint6
 			links[key] = name
 		}
 	}
-	if err := out.WriteHeader(h); err != nil {
-		return err
-	}
-	if h.Typeflag != tar.TypeReg {
-		return nil
+	if !fi.Mode().IsRegular() && !fi.IsDir() {
+		return out.WriteHeader(h)
 	}
 	file, err := os.Open(p)
 	if err != nil {
 		return err
 	}
 	defer file.Close()
+	if err := errors.Join(treetar.Attributes(file, h), out.WriteHeader(h)); err != nil || h.Typeflag != tar.TypeReg {
+		return err
+	}
 	if _, err = io.CopyN(out, file, h.Size); errors.Is(err, io.EOF) {
 		return fmt.Errorf("%s became shorter while it was copied", p)
 	}
