@@ -49,10 +49,10 @@ type Arriving struct {
 type Departure struct {
 	Stream *os.File            // socket to the other program; stays the caller's
 	Disks  map[string]*os.File // by the disk's name: sockets to where its copy is served. Disks that are not here are shared
-	// PostCopy lets the guest run there after its memory was sent once, and sends
-	// what it wrote to since as it is asked for: a guest that writes faster than
-	// memory is sent arrives, and stands still for the shortest time. From then on
-	// it needs both programs: if either ends, or the stream does, the guest is lost.
+	// PostCopy lets the guest run there at once, and sends its memory as it is
+	// asked for: a guest that writes faster than memory is sent arrives, and
+	// stands still for the shortest time. From then on it needs both programs: if
+	// either ends, or the stream does, the guest is lost.
 	PostCopy  bool
 	Bandwidth uint64           // bytes a second at most, for memory and for each disk; 0: no limit
 	Downtime  time.Duration    // that the guest may stand still, as far as that can be foreseen; 0: 300 ms
@@ -123,9 +123,9 @@ type Target interface {
 	Kill(ctx context.Context) error // as Machine has it
 }
 
-// Move has the guest of one machine go on in another of this host. dir is a folder that only root may enter. After
-// an error the guest runs where it did, if Send says so, and the other program
-// has been killed.
+// Move has the guest of one machine go on in another of this host. dir is a
+// folder that only root may enter. After an error the guest runs where it did, if
+// Send says so, and the other program has been killed.
 func Move(ctx context.Context, from Mover, to Target, how Moving, dir string) (Moved, error) {
 	here, there, err := socketPair()
 	if err != nil {

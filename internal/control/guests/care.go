@@ -18,8 +18,9 @@ func (r *Reconciler) answering(ctx context.Context, id string) (engine.Machine, 
 	return m, g, err
 }
 
-// SetPassword gives a user of a running guest a new password.
-func (r *Reconciler) SetPassword(ctx context.Context, id, user, password string) error {
+// admit has the engine of a running guest let its owner in; what is that in
+// words, for engines that cannot.
+func (r *Reconciler) admit(ctx context.Context, id, what string, do func(engine.Admitter) error) error {
 	m, g, err := r.answering(ctx, id)
 	if err != nil {
 		return err
@@ -27,24 +28,20 @@ func (r *Reconciler) SetPassword(ctx context.Context, id, user, password string)
 	defer m.Close()
 	a, ok := m.(engine.Admitter)
 	if !ok {
-		return cannot(g, "change passwords in it")
+		return cannot(g, what)
 	}
-	return errs.About(a.SetPassword(ctx, user, password), g.Key().String())
+	return errs.About(do(a), g.Key().String())
+}
+
+// SetPassword gives a user of a running guest a new password.
+func (r *Reconciler) SetPassword(ctx context.Context, id, user, password string) error {
+	return r.admit(ctx, id, "change passwords in it", func(a engine.Admitter) error { return a.SetPassword(ctx, user, password) })
 }
 
 // Authorize adds to the keys that a user of a running guest may log in with by
 // SSH.
 func (r *Reconciler) Authorize(ctx context.Context, id, user string, keys []string) error {
-	m, g, err := r.answering(ctx, id)
-	if err != nil {
-		return err
-	}
-	defer m.Close()
-	a, ok := m.(engine.Admitter)
-	if !ok {
-		return cannot(g, "let keys into it")
-	}
-	return errs.About(a.Authorize(ctx, user, keys), g.Key().String())
+	return r.admit(ctx, id, "let keys into it", func(a engine.Admitter) error { return a.Authorize(ctx, user, keys) })
 }
 
 // Trim gives back to the pool what a running guest's volume holds and the guest

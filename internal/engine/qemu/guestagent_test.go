@@ -26,27 +26,6 @@ import (
 	"lodge/internal/model/guest"
 )
 
-// agentLine returns both ends of a guest's line.
-func agentLine(t *testing.T) (ours, theirs net.Conn) {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "line")
-		c, err := net.FileConn(f)
-		f.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		ends[i] = c
-	}
-	return ends[0], ends[1]
-}
-
 // unfurnished is a guest without a QEMU that an agent was found in.
 func unfurnished(t *testing.T, ours net.Conn) (theirVoice, *int) {
 	t.Helper()
@@ -62,7 +41,7 @@ func unfurnished(t *testing.T, ours net.Conn) (theirVoice, *int) {
 
 func imitated(t *testing.T, x *qgatest.Agent) (theirVoice, *int) {
 	t.Helper()
-	ours, theirs := agentLine(t)
+	ours, theirs := qgatest.Line(t)
 	go x.Serve(theirs)
 	return unfurnished(t, ours)
 }
@@ -301,7 +280,7 @@ func TestRest(t *testing.T) {
 // TestAGuestThatWasLeftFrozen: the daemon that brought it to rest died.
 func TestAGuestThatWasLeftFrozen(t *testing.T) {
 	x := &qgatest.Agent{Systems: 2}
-	ours, theirs := agentLine(t)
+	ours, theirs := qgatest.Line(t)
 	go x.Serve(theirs)
 	if _, err := qga.New(ours).Freeze(t.Context()); err != nil {
 		t.Fatal(err)

@@ -5,43 +5,18 @@ import (
 	"context"
 	"errors"
 	"io"
-	"net"
-	"os"
 	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"lodge/internal/base/errs"
 	"lodge/internal/engine/qemu/qga/qgatest"
 )
 
-// pair returns both ends of an agent's line.
-func pair(t testing.TB) (ours, theirs net.Conn) {
-	t.Helper()
-	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
-	if err != nil {
-		t.Fatal(err)
-	}
-	var ends [2]net.Conn
-	for i, fd := range fds {
-		f := os.NewFile(uintptr(fd), "line")
-		c, err := net.FileConn(f)
-		f.Close()
-		if err != nil {
-			t.Fatal(err)
-		}
-		t.Cleanup(func() { c.Close() })
-		ends[i] = c
-	}
-	return ends[0], ends[1]
-}
-
 func with(t *testing.T, a *qgatest.Agent) *Client {
-	ours, theirs := pair(t)
+	ours, theirs := qgatest.Line(t)
 	go a.Serve(theirs)
 	return New(ours)
 }
@@ -63,7 +38,7 @@ func TestWhatItIs(t *testing.T) {
 
 // TestAnEarlierSession: what it left behind in both directions is skipped.
 func TestAnEarlierSession(t *testing.T) {
-	ours, theirs := pair(t)
+	ours, theirs := qgatest.Line(t)
 	io.WriteString(ours, `{"execute": "guest-exec", "arguments": {"path": "/bin/f`)
 	io.WriteString(theirs, `ata": "AAAA"}}`+"\n\xff{\"return\": 7}\n"+`{"return": {"version": "1"}}`+"\n"+strings.Repeat("x", 3<<10))
 	a := &qgatest.Agent{}
@@ -224,7 +199,7 @@ func TestSilence(t *testing.T) {
 	if _, err := c.Info(ctx); !errs.Is(err, errs.Busy) {
 		t.Errorf("%v", err)
 	}
-	ours, theirs := pair(t)
+	ours, theirs := qgatest.Line(t)
 	c = New(ours)
 	theirs.Close()
 	if _, err := c.Info(t.Context()); !errs.Is(err, errs.Busy) {
@@ -234,7 +209,7 @@ func TestSilence(t *testing.T) {
 
 // TestFlood: an agent that never stops talking is given up on.
 func TestFlood(t *testing.T) {
-	ours, theirs := pair(t)
+	ours, theirs := qgatest.Line(t)
 	go io.Copy(io.Discard, theirs)
 	go func() {
 		b := bytes.Repeat([]byte("flood "), 10_000)
@@ -257,7 +232,7 @@ func FuzzAgent(f *testing.F) {
 	f.Add([]byte(`{"return": {"exited": true, "exitcode": -1, "signal": 99, "out-data": "QUJD", "count": 9, "buf-b64": "QQ==", "pid": -5}}`))
 	f.Add([]byte("\xff\xff{\"return\":\n"))
 	f.Fuzz(func(t *testing.T, says []byte) {
-		ours, theirs := pair(t)
+		ours, theirs := qgatest.Line(t)
 		a := &qgatest.Agent{Instead: func(command string) string {
 			if command == "guest-sync-delimited" {
 				return ""
