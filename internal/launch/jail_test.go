@@ -112,7 +112,7 @@ func newRig(t *testing.T) *rig {
 	must(t, os.Chmod(dir, 0o755))
 	r := &rig{t: t, dir: dir, helper: filepath.Join(dir, "launch")}
 	if out, err := exec.Command("helper/build.sh", r.helper).CombinedOutput(); err != nil {
-		t.Skipf("the launch helper cannot be built here: %v: %s", err, out)
+		sandbox.Missing(t, fmt.Sprintf("the launch helper cannot be built here: %v: %s", err, out))
 	}
 	binary := filepath.Join(dir, "keeper")
 	build := exec.Command("go", "build", "-o", binary, "lodge/cmd/lodge-keeper")
@@ -151,7 +151,7 @@ func (r *rig) run(script string, change func(j *Jail)) keeper.Held {
 	r.t.Helper()
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {
-		r.t.Skip("busybox is not installed: scripts/deps.sh test")
+		sandbox.Missing(r.t, "busybox is not installed: scripts/deps.sh test")
 	}
 	j := Jail{Launch: r.helper, Join: r.tree.Join(group), UID: user, Argv: []string{"/bin/busybox", "sh", "-c", script}, Env: []string{"PATH=/bin"},
 		Binds: []Bind{{Host: busybox, Inside: "/bin/busybox"}}, Console: true, Log: filepath.Join(r.dir, "log"), LogMax: 1 << 20}

@@ -10,12 +10,13 @@ import (
 	"testing"
 
 	"lodge/internal/base/errs"
+	"lodge/test/sandbox"
 )
 
 func qemuImg(t *testing.T, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img: scripts/deps.sh run installs it")
+		sandbox.Missing(t, "needs qemu-img: scripts/deps.sh run installs it")
 	}
 	out, err := exec.Command("qemu-img", args...).CombinedOutput()
 	if err != nil {

@@ -18,6 +18,7 @@ import (
 	"lodge/internal/base/loopdev"
 	"lodge/internal/base/trees"
 	"lodge/internal/base/trees/treestest"
+	"lodge/test/sandbox"
 )
 
 func need(t testing.TB) {
@@ -27,7 +28,7 @@ func need(t testing.TB) {
 	}
 	for _, p := range []string{"mkfs.ext4", "e2fsck", "resize2fs", "mkfs.btrfs"} {
 		if _, err := exec.LookPath(p); err != nil {
-			t.Skip(p + " is not installed")
+			sandbox.Missing(t, p+" is not installed")
 		}
 	}
 }

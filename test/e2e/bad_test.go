@@ -10,6 +10,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"lodge/test/sandbox"
 )
 
 // TestBadRequests asks for what cannot be, and wants to be told which field is
@@ -288,7 +290,7 @@ func hasDevice(t *testing.T, s *server) bool {
 func zeros(t *testing.T, s *server) {
 	zstd, err := exec.LookPath("zstd")
 	if err != nil {
-		t.Skip("zstd is not installed")
+		sandbox.Missing(t, "zstd is not installed")
 	}
 	file := s.path("zeros.tar.zst")
 	cmd := exec.Command(zstd, "-q", "-1", "-o", file)

@@ -18,7 +18,7 @@ func newVMs(t *testing.T) *server {
 	s := newServer(t)
 	s.busybox()
 	if r := s.try("kernel", "build", "linux/debian-12"); r.code != 0 {
-		t.Skipf("the kernel of virtual machines cannot be had here: %s", r.err)
+		sandbox.Missing(t, fmt.Sprintf("the kernel of virtual machines cannot be had here: %s", r.err))
 	}
 	return s
 }

@@ -47,7 +47,7 @@ func newModels(t *testing.T, flags ...string) *server {
 	s.busybox()
 	for _, k := range []string{umKernel, linuxKernel} {
 		if r := s.try("kernel", "build", k); r.code != 0 {
-			t.Skipf("the kernel %s cannot be had here: %s", k, r.err)
+			sandbox.Missing(t, fmt.Sprintf("the kernel %s cannot be had here: %s", k, r.err))
 		}
 	}
 	return s

@@ -58,7 +58,7 @@ func umlParts(t testing.TB) parts {
 	}
 	made.once.Do(func() { made.skip, made.err = made.make() })
 	if made.skip != "" {
-		t.Skip(made.skip)
+		sandbox.Missing(t, made.skip)
 	}
 	must(t, made.err)
 	return made.parts

@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/agent"
+	"lodge/test/sandbox"
 )
 
 func base(t *testing.T) []byte {
@@ -41,7 +42,7 @@ func TestBadModuleNamesAreRefused(t *testing.T) {
 func TestCpioReadsIt(t *testing.T) {
 	cpio, err := exec.LookPath("cpio")
 	if err != nil {
-		t.Skip("cpio is not installed (scripts/deps.sh test)")
+		sandbox.Missing(t, "cpio is not installed (scripts/deps.sh test)")
 	}
 	if os.Getuid() != 0 {
 		t.Skip("makes device nodes: needs root")

@@ -11,6 +11,7 @@ import (
 
 	"lodge/internal/base/diskfile"
 	"lodge/internal/base/errs"
+	"lodge/test/sandbox"
 )
 
 // make has qemu-img make a disk, so that what is read here is what is written
@@ -18,7 +19,7 @@ import (
 func make(t testing.TB, name string, args ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img to make disks: scripts/deps.sh test installs it")
+		sandbox.Missing(t, "needs qemu-img to make disks: scripts/deps.sh test installs it")
 	}
 	file := filepath.Join(t.TempDir(), name)
 	for i := range args {

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"slices"
 	"testing"
+
+	"lodge/test/sandbox"
 )
 
 func TestAVolumeIsWhatOthersRead(t *testing.T) {
@@ -27,7 +29,7 @@ func TestAVolumeIsWhatOthersRead(t *testing.T) {
 		t.Fatal(err)
 	}
 	if _, err := exec.LookPath("mcopy"); err != nil {
-		t.Skip("mtools is not installed")
+		sandbox.Missing(t, "mtools is not installed")
 	}
 	for _, f := range files {
 		got, err := exec.Command("mcopy", "-i", image, "::"+f.Name, "-").Output()
@@ -57,7 +59,7 @@ func TestWhatDoesNotFit(t *testing.T) {
 // TestFoldersAreFound in file systems of all three kinds, as others make them.
 func TestFoldersAreFound(t *testing.T) {
 	if _, err := exec.LookPath("mformat"); err != nil {
-		t.Skip("mtools is not installed")
+		sandbox.Missing(t, "mtools is not installed")
 	}
 	for kind, args := range map[string][]string{"12": {"-T", "4096"}, "16": {"-T", "65536"}, "32": {"-T", "400000", "-F"}} {
 		image := filepath.Join(t.TempDir(), kind)

@@ -16,6 +16,7 @@ import (
 	"lodge/internal/model/guest"
 	"lodge/internal/storage"
 	"lodge/internal/store/tables"
+	"lodge/test/sandbox"
 )
 
 // realLayers makes real ext4 files.
@@ -42,7 +43,7 @@ func (n *narrow) Create(context.Context, string, uint64) error { return storage.
 func newChanging(t *testing.T) (*world, *narrow) {
 	t.Helper()
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		t.Skip("mkfs.ext4 is not installed")
+		sandbox.Missing(t, "mkfs.ext4 is not installed")
 	}
 	w := newWorld(t, guest.Spec{Power: guest.On, Boots: 1, Disk: 256 << 20})
 	box := &toy{k: w.k, info: engine.Info{Name: "box", Model: guest.VM, Form: guest.Volume}, probe: engine.Probe{Ready: true}}
@@ -192,7 +193,7 @@ func TestAnOldFormOfAGuestThatIsOfItsModel(t *testing.T) {
 func TestAFreshGuestIsMadeInItsForm(t *testing.T) {
 	w, _ := newBox(t, guest.Spec{Power: guest.On, Boots: 1, CPUs: 1, Memory: 256 << 20, Disk: 64 << 20})
 	if _, err := exec.LookPath("mkfs.ext4"); err != nil {
-		t.Skip("mkfs.ext4 is not installed")
+		sandbox.Missing(t, "mkfs.ext4 is not installed")
 	}
 	w.r.Layers = &realLayers{}
 	w.r.Pools.Put("default", &narrow{volumes: volumes{dir: w.dir}})

@@ -23,6 +23,7 @@ import (
 	"lodge/internal/keeper"
 	"lodge/internal/model"
 	"lodge/internal/model/guest"
+	"lodge/test/sandbox"
 )
 
 // direct keeps one program without a keeper, so that this package's own tests
@@ -181,7 +182,7 @@ func newRig(t testing.TB) *rig {
 	dir := t.TempDir()
 	helper := filepath.Join(dir, "lodge-launch")
 	if out, err := exec.Command("../../launch/helper/build.sh", helper).CombinedOutput(); err != nil {
-		t.Skipf("the launch helper cannot be built here: %v: %s", err, out)
+		sandbox.Missing(t, fmt.Sprintf("the launch helper cannot be built here: %v: %s", err, out))
 	}
 	layout, err := cgroup.Detect()
 	if err != nil {

@@ -2,6 +2,7 @@ package qemu
 
 import (
 	"bytes"
+	"fmt"
 	"image/png"
 	"os"
 	"path/filepath"
@@ -16,6 +17,7 @@ import (
 	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/image"
+	"lodge/test/sandbox"
 )
 
 // bootSector is an operating system of 512 bytes: it says a word on the screen,
@@ -194,7 +196,7 @@ func TestUEFI(t *testing.T) {
 		t.Fatal(err)
 	}
 	if len(i.Machines[0].Firmware) < 2 || !i.Machines[0].TPM {
-		t.Skipf("OVMF or swtpm is not installed: %+v", i.Machines)
+		sandbox.Missing(t, fmt.Sprintf("OVMF or swtpm is not installed: %+v", i.Machines))
 	}
 	k, _ := enginetest.Keeper(t)
 	g, p := r.ownDisk(t, make([]byte, 1<<20), guest.Spec{Memory: 256 << 20, Hardware: guest.Hardware{Firmware: "uefi", TPM: true}}, image.Info{Disk: "raw", OS: "debian"})

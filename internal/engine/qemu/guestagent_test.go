@@ -24,6 +24,7 @@ import (
 	"lodge/internal/engine/qemu/qga/qgatest"
 	"lodge/internal/model"
 	"lodge/internal/model/guest"
+	"lodge/test/sandbox"
 )
 
 // unfurnished is a guest without a QEMU that an agent was found in.
@@ -211,7 +212,7 @@ func TestTheirAgent(t *testing.T) {
 // around it.
 func TestTheRealAgent(t *testing.T) {
 	if _, err := exec.LookPath("qemu-ga"); err != nil || os.Geteuid() != 0 {
-		t.Skip("qemu-ga is not installed, or this is not root")
+		sandbox.Missing(t, "qemu-ga is not installed, or this is not root")
 	}
 	dir := t.TempDir()
 	socket := filepath.Join(dir, "line")

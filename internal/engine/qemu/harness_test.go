@@ -70,7 +70,7 @@ func testKernel(t testing.TB) engine.Kernel {
 			t.Setenv("http_proxy", p)
 		}
 		if _, err := store.Build(t.Context(), debian.New(filepath.Join(theKernel.dir, "cache")), kernelName, func(string, uint64, uint64, string, string) {}); err != nil {
-			t.Skipf("no kernel to boot: %v", err)
+			sandbox.Missing(t, fmt.Sprintf("no kernel to boot: %v", err))
 		}
 	}
 	b, err := store.Boot(t.Context(), kernelName)
@@ -98,13 +98,13 @@ func newRig(t testing.TB) *rig {
 	}
 	for _, program := range []string{program, "mkfs.erofs", "mkfs.ext4"} {
 		if _, err := exec.LookPath(program); err != nil {
-			t.Skip(program + " is not installed")
+			sandbox.Missing(t, program+" is not installed")
 		}
 	}
 	dir := t.TempDir()
 	helper := filepath.Join(dir, "lodge-launch")
 	if out, err := exec.Command("../../launch/helper/build.sh", helper).CombinedOutput(); err != nil {
-		t.Skipf("the launch helper cannot be built here: %v: %s", err, out)
+		sandbox.Missing(t, fmt.Sprintf("the launch helper cannot be built here: %v: %s", err, out))
 	}
 	layout, err := cgroup.Detect()
 	if err != nil {

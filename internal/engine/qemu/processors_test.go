@@ -5,6 +5,8 @@ import (
 	"slices"
 	"strings"
 	"testing"
+
+	"lodge/test/sandbox"
 )
 
 func TestProcessor(t *testing.T) {
@@ -34,7 +36,7 @@ func TestParseFeatures(t *testing.T) {
 func TestJudge(t *testing.T) {
 	path, err := exec.LookPath(program)
 	if err != nil {
-		t.Skip(program + " is not installed")
+		sandbox.Missing(t, program+" is not installed")
 	}
 	j, err := judge(t.Context(), path, "tcg", "max")
 	if err != nil {

@@ -9,12 +9,13 @@ import (
 	"testing"
 
 	"lodge/internal/engine"
+	"lodge/test/sandbox"
 )
 
 // TestSeed shows what cloud-init in a guest of a disk reads.
 func TestSeed(t *testing.T) {
 	if _, err := exec.LookPath("mcopy"); err != nil {
-		t.Skip("mtools is not installed")
+		sandbox.Missing(t, "mtools is not installed")
 	}
 	g, p := web1()
 	g.Spec.UserData = "#cloud-config\npackages: [nginx]\n"

@@ -68,11 +68,11 @@ func newRig(t testing.TB) *rig {
 	r := &rig{t: t, dir: dir, base: filepath.Join(dir, "base.erofs")}
 	helper := filepath.Join(dir, "lodge-launch")
 	if out, err := exec.Command("../../launch/helper/build.sh", helper).CombinedOutput(); err != nil {
-		t.Skipf("the launch helper cannot be built here: %v: %s", err, out)
+		sandbox.Missing(t, fmt.Sprintf("the launch helper cannot be built here: %v: %s", err, out))
 	}
 	door := filepath.Join(dir, "lodge-door.so")
 	if out, err := exec.Command("door/build.sh", door).CombinedOutput(); err != nil {
-		t.Skipf("the library for network cards cannot be built here: %v: %s", err, out)
+		sandbox.Missing(t, fmt.Sprintf("the library for network cards cannot be built here: %v: %s", err, out))
 	}
 	layout, err := cgroup.Detect()
 	if err != nil {
@@ -125,7 +125,7 @@ func busyboxImage(t testing.TB, path string) {
 	t.Helper()
 	static, err := exec.LookPath("busybox")
 	if err != nil {
-		t.Skip("busybox is not installed: scripts/deps.sh test")
+		sandbox.Missing(t, "busybox is not installed: scripts/deps.sh test")
 	}
 	dir := filepath.Join(t.TempDir(), "tree")
 	for _, d := range []string{"bin", "sbin", "etc", "proc", "sys", "dev", "run", "root", "tmp", "home/ann"} {
@@ -148,7 +148,7 @@ func busyboxImage(t testing.TB, path string) {
 		must(t, os.WriteFile(filepath.Join(dir, name), []byte(text), 0o644))
 	}
 	if out, err := exec.Command("mkfs.erofs", "--quiet", path, dir).CombinedOutput(); err != nil {
-		t.Skipf("no image: %v: %s: scripts/deps.sh test", err, out)
+		sandbox.Missing(t, fmt.Sprintf("no image: %v: %s: scripts/deps.sh test", err, out))
 	}
 	must(t, os.Chmod(path, 0o644))
 }

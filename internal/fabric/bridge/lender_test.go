@@ -2,6 +2,7 @@ package bridge_test
 
 import (
 	"bytes"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -18,6 +19,7 @@ import (
 
 	"lodge/internal/fabric"
 	"lodge/internal/fabric/fabrictest"
+	"lodge/test/sandbox"
 )
 
 // patience bounds what must happen; a passing test never waits for it.
@@ -30,7 +32,7 @@ func client(t *testing.T, g *fabrictest.Guest, name string, args ...string) stri
 	path, err := exec.LookPath(name)
 	if err != nil {
 		if path, err = exec.LookPath("/usr/sbin/" + name); err != nil {
-			t.Skipf("needs %s to ask as a guest does: scripts/deps.sh test installs it", name)
+			sandbox.Missing(t, fmt.Sprintf("needs %s to ask as a guest does: scripts/deps.sh test installs it", name))
 		}
 	}
 	dir := t.TempDir()

@@ -12,6 +12,7 @@ import (
 	"lodge/internal/base/diskfile"
 	"lodge/internal/base/errs"
 	"lodge/internal/model/image"
+	"lodge/test/sandbox"
 )
 
 // espAt is where the disks below have their partition with loaders, in sectors.
@@ -22,7 +23,7 @@ const espAt = 2048
 func espWith(t *testing.T, gpt bool, loaders ...string) string {
 	t.Helper()
 	if _, err := exec.LookPath("mformat"); err != nil {
-		t.Skip("mtools is not installed")
+		sandbox.Missing(t, "mtools is not installed")
 	}
 	disk := filepath.Join(t.TempDir(), "disk")
 	b := make([]byte, 16<<20)
@@ -109,7 +110,7 @@ func TestWhatABIOSBoots(t *testing.T) {
 // TestWhatDiscsAreFor: one for PCs, and one that only an ARM boots.
 func TestWhatDiscsAreFor(t *testing.T) {
 	if _, err := exec.LookPath("xorriso"); err != nil {
-		t.Skip("xorriso is not installed")
+		sandbox.Missing(t, "xorriso is not installed")
 	}
 	disk, err := os.ReadFile(espWith(t, false, "BOOTAA64.EFI"))
 	if err != nil {
@@ -163,7 +164,7 @@ func TestWhatIsSaidOfADisk(t *testing.T) {
 // TestReadingAQCOW2 that qemu-img made is reading what went into it.
 func TestReadingAQCOW2(t *testing.T) {
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("qemu-img is not installed")
+		sandbox.Missing(t, "qemu-img is not installed")
 	}
 	dir := t.TempDir()
 	content := make([]byte, 3<<20+512)

@@ -22,6 +22,7 @@ import (
 	"lodge/internal/images"
 	"lodge/internal/images/disk"
 	"lodge/internal/model/image"
+	"lodge/test/sandbox"
 )
 
 func must(t testing.TB, err error) {
@@ -44,7 +45,7 @@ func newSource(t testing.TB, dir string) (*disk.Source, *images.Spool) {
 func qemuImg(t testing.TB, args ...string) {
 	t.Helper()
 	if _, err := exec.LookPath("qemu-img"); err != nil {
-		t.Skip("needs qemu-img to make disks: scripts/deps.sh test installs it")
+		sandbox.Missing(t, "needs qemu-img to make disks: scripts/deps.sh test installs it")
 	}
 	if out, err := exec.Command("qemu-img", args...).CombinedOutput(); err != nil {
 		t.Fatalf("qemu-img %v: %v\n%s", args, err, out)

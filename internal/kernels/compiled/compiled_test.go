@@ -13,6 +13,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/kernels"
 	"lodge/internal/model/image"
+	"lodge/test/sandbox"
 )
 
 func must(t *testing.T, err error) {
@@ -32,7 +33,7 @@ func TestCheckNamesFieldAndFix(t *testing.T) {
 // TestMend patches a source once, and leaves alone one that it does not fit.
 func TestMend(t *testing.T) {
 	if _, err := exec.LookPath("patch"); err != nil {
-		t.Skip("patch is not installed: scripts/deps.sh test")
+		sandbox.Missing(t, "patch is not installed: scripts/deps.sh test")
 	}
 	text, err := patches.ReadFile("patches/tap-without-queues.patch")
 	must(t, err)

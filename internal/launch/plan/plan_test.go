@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -11,6 +12,8 @@ import (
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"lodge/test/sandbox"
 )
 
 // helper builds the launch helper, or skips.
@@ -18,7 +21,7 @@ func helper(t *testing.T) string {
 	t.Helper()
 	out := filepath.Join(t.TempDir(), "launch")
 	if text, err := exec.Command("../helper/build.sh", out).CombinedOutput(); err != nil {
-		t.Skipf("the launch helper cannot be built here: %v: %s", err, text)
+		sandbox.Missing(t, fmt.Sprintf("the launch helper cannot be built here: %v: %s", err, text))
 	}
 	return out
 }
