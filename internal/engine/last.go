@@ -1,9 +1,6 @@
 package engine
 
 import (
-	"bytes"
-	"io"
-	"os"
 	"regexp"
 	"strconv"
 	"strings"
@@ -30,18 +27,17 @@ const AgentSilent = "its agent does not answer"
 // What kernels write with their highest priority, so that no "quiet" keeps it
 // back, and what the agent writes when a guest's only program has ended.
 var (
-	kernelStarts = []byte("Linux version ")
-	restarting   = regexp.MustCompile(`reboot: Restarting system`)
-	poweringOff  = regexp.MustCompile(`reboot: (Power down|System halted)`)
-	panicking    = regexp.MustCompile(`Kernel panic - not syncing: `)
-	finished     = regexp.MustCompile(`lodge-agent: the first program ended with status ([0-9]{1,3})\b`)
+	restarting  = regexp.MustCompile(`reboot: Restarting system`)
+	poweringOff = regexp.MustCompile(`reboot: (Power down|System halted)`)
+	panicking   = regexp.MustCompile(`Kernel panic - not syncing: `)
+	finished    = regexp.MustCompile(`lodge-agent: the first program ended with status ([0-9]{1,3})\b`)
 )
 
 // LastWords tells from the end of its console how a guest with a kernel of its
 // own ended, whose monitor ended by itself; see Ender. It is false where the
 // console does not say.
 func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known bool) {
-	text := consoleTail(ConsoleLog(parts.Dir))
+	text, _ := ConsoleTail(parts)
 	is = keeper.Exit{At: e.At}
 	if m := lastMatch(finished, text); m != nil {
 		is.Code, _ = strconv.Atoi(string(text[m[2]:m[3]])) // three digits are a number
@@ -63,49 +59,18 @@ func LastWords(parts Parts, e keeper.Exit) (is keeper.Exit, last string, known b
 	return is, "", true
 }
 
-// LastLines is the end of a guest's console as a person is shown it, whatever it
-// says: of a monitor that failed, or a guest that is not well.
-func LastLines(parts Parts) string { return linesOf(consoleTail(ConsoleLog(parts.Dir))) }
+// LastLines is the end of what a guest's console said since it was started last,
+// as a person is shown it, whatever it says: of a monitor that failed, or a guest
+// that is not well.
+func LastLines(parts Parts) string {
+	text, _ := ConsoleTail(parts)
+	return linesOf(text)
+}
 
-// ConsoleTail is the end of what a guest's console said, of at most some thousand
-// bytes, and how long the file is that it stands in last.
+// ConsoleTail is the end of what a guest's console said since it was started
+// last, of at most some thousand bytes, and how much of that is kept in all.
 func ConsoleTail(parts Parts) (text []byte, length int64) {
-	path := ConsoleLog(parts.Dir)
-	if info, err := os.Stat(path); err == nil {
-		length = info.Size()
-	}
-	return consoleTail(path), length
-}
-
-// consoleTail is the end of what a console said in its last run.
-func consoleTail(path string) []byte {
-	text := fileTail(path)
-	if len(text) < tailMax { // the log was rotated not long ago
-		text = append(fileTail(path+".1"), text...)
-	}
-	if i := bytes.LastIndex(text, kernelStarts); i >= 0 {
-		text = text[i:]
-	}
-	return text[max(0, len(text)-tailMax):]
-}
-
-// fileTail is the end of a file, or nothing.
-func fileTail(path string) []byte {
-	f, err := os.Open(path)
-	if err != nil {
-		return nil
-	}
-	defer f.Close()
-	if info, err := f.Stat(); err == nil && info.Size() > tailMax {
-		if _, err := f.Seek(-tailMax, io.SeekEnd); err != nil {
-			return nil
-		}
-	}
-	text, err := io.ReadAll(io.LimitReader(f, tailMax))
-	if err != nil {
-		return nil
-	}
-	return text
+	return keeper.Said(ConsoleLog(parts.Dir), tailMax)
 }
 
 func lastMatch(what *regexp.Regexp, text []byte) []int {

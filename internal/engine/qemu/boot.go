@@ -19,7 +19,7 @@ type bootWatch struct {
 	l     *link
 	parts engine.Parts
 	anew  chan struct{} // the machine began anew
-	from  atomic.Int64  // length of the console's log when it did, as far as that is known
+	from  atomic.Int64  // how much the console had said when it did
 }
 
 const (
@@ -31,26 +31,14 @@ const (
 
 func newBootWatch(l *link, parts engine.Parts) *bootWatch {
 	b := &bootWatch{l: l, parts: parts, anew: make(chan struct{}, 1)}
-	if time.Since(l.held.State().Started) < freshFor {
-		b.forget()
-	}
 	go b.run()
 	return b
 }
 
-// freshFor is how long a machine has surely said nothing yet, but for a BIOS,
-// which says that it begins.
-const freshFor = 3 * time.Second
-
-// forget has nothing count that was said up to now.
-func (b *bootWatch) forget() {
-	_, n := engine.ConsoleTail(b.parts)
-	b.from.Store(n)
-}
-
 // reset is told that the machine began anew.
 func (b *bootWatch) reset() {
-	b.forget()
+	_, said := engine.ConsoleTail(b.parts)
+	b.from.Store(said)
 	select {
 	case b.anew <- struct{}{}:
 	default:
@@ -120,9 +108,9 @@ func (b *bootWatch) progress() (p progress, text string) {
 	return p, plain(raw)
 }
 
-// current is what a console said in its present run: since a BIOS began, or as
-// many of the last bytes as were counted since; the count is wrong, below zero,
-// when the log was rotated.
+// current is what a console said since the machine began anew: since a BIOS began,
+// or as many of the last bytes as were counted since. The count is wrong, below
+// zero, when so much was said that the log no longer holds all of the run.
 func current(text []byte, since int64) []byte {
 	if i := bytes.LastIndex(text, []byte(firmwareStarts)); i >= 0 {
 		return text[i:]

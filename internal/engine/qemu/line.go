@@ -172,14 +172,12 @@ func (w hardware) identity(l *line, p places) {
 // guessing wrongly: the one that guesses runs other instructions than these. And
 // that four levels of page tables will do: each is a look more wherever memory is
 // first touched after a switch of programs.
-// Each letter on the console is a call of the monitor there, so the kernel says
-// there only what it is, by which the console's runs are told apart, and what
-// matters; all it says is in its own log. An init speaks up when something is
-// wrong.
+// Each letter on the console is a call of the monitor there, so the kernel only
+// says there what is wrong; all it says is in its own log.
 func (w hardware) kernelLine() string {
 	line := "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
 	if w.Accel == "tcg" {
-		line += " tsc=reliable mitigations=off no5lvl loglevel=6 systemd.show_status=auto" + tscWords(w.TSC)
+		line += " tsc=reliable mitigations=off no5lvl quiet" + tscWords(w.TSC)
 	}
 	return line
 }

@@ -14,6 +14,7 @@ import (
 	"lodge/internal/base/session"
 	"lodge/internal/engine"
 	"lodge/internal/engine/enginetest"
+	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
 )
 
@@ -118,6 +119,9 @@ func TestManyGoOnFromOneMemory(t *testing.T) {
 		}
 	}
 	x := all[0]
+	// No later run may be told by what this one said.
+	x.shell("echo Kernel panic - not syncing: of an earlier run >/dev/console")
+	x.says("of an earlier run")
 	if err := x.m.Pause(t.Context()); err != nil {
 		t.Fatal(err)
 	}
@@ -136,5 +140,10 @@ func TestManyGoOnFromOneMemory(t *testing.T) {
 	y := r.start(t, k, x.g, x.parts)
 	if out := y.shell("cat /run/past /run/future"); out != "the same past\n"+x.g.Name {
 		t.Errorf("saved once more, it says %q", out)
+	}
+	for _, e := range []keeper.Exit{{}, {Code: 1}} {
+		if is, last := r.engine.Ended(y.g, y.parts, e); is.Code != e.Code || strings.Contains(last, "panic") {
+			t.Errorf("its end by %+v is told as %+v, %q", e, is, last)
+		}
 	}
 }

@@ -12,6 +12,7 @@
 package qemu
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"os"
@@ -167,10 +168,7 @@ func (e *Engine) Ended(_ guest.Guest, parts engine.Parts, x keeper.Exit) (keeper
 	is, last, known := engine.LastWords(parts, x)
 	switch {
 	case x.Code != 0: // QEMU failed, or the guest told it of a panic
-		if is.Signal != 0 { // which an earlier run ended by
-			last = engine.LastLines(parts)
-		}
-		return x, last
+		return x, cmp.Or(last, engine.LastLines(parts)) // the guest may have ended well before
 	case known:
 		return is, last
 	}

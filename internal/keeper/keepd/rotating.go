@@ -3,6 +3,8 @@ package keepd
 import (
 	"os"
 	"syscall"
+
+	"lodge/internal/keeper"
 )
 
 // defaultLogMax is how long a console's log may become when nothing else was
@@ -25,6 +27,19 @@ func newRotating(path string, limit int64) *rotating {
 		limit = defaultLogMax
 	}
 	return &rotating{path: path, max: limit}
+}
+
+// begin notes that another program's output comes now. A failure costs no output,
+// but its beginning will not be known.
+func (r *rotating) begin() error {
+	if r.path == "" {
+		return nil
+	}
+	if err := r.open(); err != nil {
+		return err
+	}
+	defer r.close() // many programs never say anything
+	return keeper.MarkRun(r.file)
 }
 
 func (r *rotating) write(b []byte) error {

@@ -41,7 +41,7 @@ func (k *daemon) start(name string, p keeper.Program, input []int) error {
 		}
 		k.save(rec)
 		if s.master >= 0 {
-			kept.console, err = k.consoles.add(s.master, newRotating(p.Log, p.LogMax))
+			kept.console, err = k.consoles.add(s.master, k.newRun(name, p))
 		}
 		if err != nil {
 			_ = unix.PidfdSendSignal(s.pidfd, unix.SIGKILL, nil, 0)
@@ -62,6 +62,16 @@ func (k *daemon) start(name string, p keeper.Program, input []int) error {
 		k.watch(kept, firstWatch, s.listener, false)
 	}
 	return k.exits.watch(kept, s.pidfd)
+}
+
+// newRun is the log of a program that has just been started and of which nothing
+// was read yet.
+func (k *daemon) newRun(name string, p keeper.Program) *rotating {
+	log := newRotating(p.Log, p.LogMax)
+	if err := log.begin(); err != nil {
+		k.log.Warn("where the program's output begins is not kept", "program", name, "err", err)
+	}
+	return log
 }
 
 // reserve takes a name.
