@@ -23,6 +23,7 @@ programs:
 	@scripts/deps.sh build
 	@internal/launch/helper/build.sh $(EMBEDDED)/lodge-launch
 	@internal/engine/uml/door/build.sh $(EMBEDDED)/lodge-door.so
+	@internal/engine/qemu/image/build.sh $(EMBEDDED)/lodge-image.so
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-keeper ./cmd/lodge-keeper
 	@$(GOBUILD) -o $(EMBEDDED)/lodge-agent ./cmd/lodge-agent
 

@@ -60,7 +60,9 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, store *kernels.S
 				Launch: filepath.Join(o.programs(), launchProgram), Door: filepath.Join(o.programs(), doorLibrary), Tree: tree, Changed: changed, Log: log,
 				Kernel: func(ctx context.Context) (engine.Kernel, error) { return bootsUsually(ctx, store, kernel.Program) },
 			}),
-			qemu.New(qemu.Options{Launch: filepath.Join(o.programs(), launchProgram), Tree: tree, KVM: o.tryKVM, Changed: changed, Log: log}),
+			qemu.New(qemu.Options{
+				Launch: filepath.Join(o.programs(), launchProgram), Image: filepath.Join(o.programs(), imageLibrary), Tree: tree, KVM: o.tryKVM, Changed: changed, Log: log,
+			}),
 		},
 		pools:   map[string]storage.Driver{},
 		fabrics: map[string]fabric.Driver{},

@@ -24,6 +24,7 @@ const (
 	launchProgram = "lodge-launch"
 	agentProgram  = "lodge-agent"
 	doorLibrary   = "lodge-door.so"
+	imageLibrary  = "lodge-image.so"
 )
 
 // unpack puts the embedded programs into dir, where only root can change them,
@@ -32,7 +33,7 @@ func unpack(dir string) error {
 	if err := os.MkdirAll(dir, 0o755); err != nil {
 		return err
 	}
-	for _, name := range []string{keeperProgram, launchProgram, agentProgram, doorLibrary} {
+	for _, name := range []string{keeperProgram, launchProgram, agentProgram, doorLibrary, imageLibrary} {
 		want, err := fs.ReadFile(embedded, "embedded/"+name)
 		if errors.Is(err, fs.ErrNotExist) {
 			return fmt.Errorf("this lodged was built without %s: build it with make", name)

@@ -95,7 +95,7 @@ func TestCommandLine(t *testing.T) {
 			t.Fatal(err)
 		}
 		w.Plugged = []plug{{ID: "cpu2", Driver: "max-x86_64-cpu", Socket: 2}, {ID: "dimm1", Size: 128 << 20}}
-		w.Private = true
+		w.Private, w.Bare = true, true
 		golden(t, "resumed", lineFor(w, g, places{moving: true}))
 	})
 }

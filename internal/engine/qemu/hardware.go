@@ -38,9 +38,13 @@ type hardware struct {
 	Plugged []plug   `json:"plugged,omitempty"` // further processors, and memory that was added since, in order
 	Ports   []string `json:"ports"`             // that a device can be plugged into
 
-	// Private says that the memory is a template's, of which changes are the
-	// guest's own: it is no file that could be copied.
-	Private bool `json:"private,omitempty"`
+	// Private says that the memory is an image, of which the guest's changes are
+	// its own: it is no file that could be copied. Image is the image's name.
+	Private bool   `json:"private,omitempty"`
+	Image   string `json:"image,omitempty"`
+	// Bare says that the devices were saved without a word on what machine they
+	// are of: QEMU writes them so where it does not write the memory.
+	Bare bool `json:"bare,omitempty"`
 }
 
 // drive is a disk or an optical disc.
@@ -61,6 +65,12 @@ type card struct {
 	MAC  string `json:"mac"`
 	MTU  int    `json:"mtu,omitempty"`
 	Port string `json:"port,omitempty"`
+}
+
+// added reports whether the machine has memory beside that which it was started
+// with.
+func (w hardware) added() bool {
+	return slices.ContainsFunc(w.Plugged, func(p plug) bool { return p.Size > 0 })
 }
 
 // plug is a processor or memory module that can be added while the guest runs.

@@ -106,6 +106,10 @@ func newRig(t testing.TB) *rig {
 	if out, err := exec.Command("../../launch/helper/build.sh", helper).CombinedOutput(); err != nil {
 		sandbox.Missing(t, fmt.Sprintf("the launch helper cannot be built here: %v: %s", err, out))
 	}
+	image := filepath.Join(dir, "lodge-image.so")
+	if out, err := exec.Command("image/build.sh", image).CombinedOutput(); err != nil {
+		sandbox.Missing(t, fmt.Sprintf("the helper library cannot be built here: %v: %s", err, out))
+	}
 	layout, err := cgroup.Detect()
 	if err != nil {
 		t.Skip(err)
@@ -120,7 +124,7 @@ func newRig(t testing.TB) *rig {
 		}
 	})
 	r := &rig{t: t, tree: tree, kernel: testKernel(t), base: filepath.Join(dir, "base.erofs")}
-	r.o = Options{Launch: helper, Tree: tree, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
+	r.o = Options{Launch: helper, Image: image, Tree: tree, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}
 	r.engine = New(r.o)
 	t.Cleanup(func() { r.engine.Close() })
 	enginetest.BusyboxTree(t, filepath.Join(dir, "tree"))

@@ -77,6 +77,9 @@ func (w hardware) arguments(p places) []string {
 	w.extras(l, p)
 	if p.moving {
 		l.add("-incoming", "defer") // until it is told that the memory is there already
+		if w.Bare {
+			l.add("-global", "migration.send-configuration=off")
+		}
 	}
 	return l.args
 }
@@ -131,7 +134,7 @@ func (w hardware) processorsAndMemory(l *line, p places) {
 		memory = list("", "size", size+"B", "slots", strconv.Itoa(w.Modules), "maxmem", strconv.FormatUint(w.MaxMem, 10)+"B")
 	}
 	l.add("-m", memory)
-	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", descriptor(p, fdMemory), "share", onOff(!w.Private)))
+	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", w.memoryPath(p), "share", onOff(!w.Private)))
 	socket := 0
 	for _, m := range w.Plugged {
 		if m.Size == 0 {
@@ -142,6 +145,15 @@ func (w hardware) processorsAndMemory(l *line, p places) {
 		l.add("-object", list("memory-backend-ram", "id", "ram-"+m.ID, "size", strconv.FormatUint(m.Size, 10)))
 		l.device("pc-dimm", "id", m.ID, "memdev", "ram-"+m.ID)
 	}
+}
+
+// memoryPath is where QEMU finds the guest's memory. Images are opened by the
+// library that QEMU is given for it.
+func (w hardware) memoryPath(p places) string {
+	if w.Private {
+		return imagePrefix + strconv.Itoa(p.fd(fdMemory))
+	}
+	return descriptor(p, fdMemory)
 }
 
 func descriptor(p places, name string) string { return "/proc/self/fd/" + strconv.Itoa(p.fd(name)) }

@@ -120,6 +120,7 @@ func (e *Engine) Close() {
 	for _, l := range all {
 		l.close()
 	}
+	e.images.forget()
 }
 
 func (l *link) close() {
@@ -155,6 +156,9 @@ func (l *link) keep(memory string) {
 		if memory != "" {
 			if err := l.goOn(memory); err != nil {
 				l.note(func() { l.trouble = "it cannot go on from its saved memory: " + err.Error() })
+			}
+			if w, err := l.asStarted(); err == nil {
+				defer l.e.images.use(w.Image)()
 			}
 			memory = ""
 		}

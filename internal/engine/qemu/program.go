@@ -24,6 +24,12 @@ const logMax = 1 << 20
 // Where the kernel's file is in QEMU's root.
 const kernelInside = "/kernel"
 
+// How QEMU is given memory images; see image/image.c.
+const (
+	imagePrefix  = "/image/"
+	imageLibrary = "/usr/lib/lodge-image.so"
+)
+
 // Files of a saved memory image.
 const (
 	savedMachine = "machine.json" // hardware, as JSON
@@ -59,7 +65,7 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 	if w.Accel == "kvm" {
 		b.Devices = append(b.Devices, "kvm")
 	}
-	if err := b.furnish(l); err != nil {
+	if err := b.furnish(e, l); err != nil {
 		return launch.Jail{}, err
 	}
 	about, err := json.Marshal(b.w)
@@ -105,9 +111,9 @@ func descriptorOf(i int) int {
 // hostEnd is the host's end of a line, which comes second.
 func hostEnd(i int) int { return descriptorOf(i) + 1 }
 
-func (b *builder) furnish(l *look) error {
+func (b *builder) furnish(e *Engine, l *look) error {
 	b.places = places{name: b.g.Name, id: b.g.ID, fd: func(name string) int { return b.Descriptor(b.at[name]) }}
-	memory, err := b.memory()
+	memory, err := b.memory(e)
 	if err != nil {
 		return err
 	}
@@ -211,7 +217,7 @@ func (b *builder) driveFiles() error {
 }
 
 // memory is the guest's memory: empty, or what was saved.
-func (b *builder) memory() (launch.File, error) {
+func (b *builder) memory(e *Engine) (launch.File, error) {
 	if a := b.parts.Arriving; a != nil {
 		err := b.comes(*a)
 		return launch.Memory{Name: "ram", Size: b.w.Memory}, err
@@ -229,23 +235,16 @@ func (b *builder) memory() (launch.File, error) {
 		b.w.Private = false
 		return launch.Memory{Name: "ram", Size: b.w.Memory}, nil
 	}
-	if b.w.Private = sealed(ram); b.w.Private {
-		return launch.Open{Path: ram, Flags: unix.O_RDWR}, nil // QEMU opens it so, and maps it privately
-	}
-	return launch.Memory{Name: "ram", Size: b.w.Memory, From: ram}, nil
-}
-
-// sealed reports whether a file is in memory and cannot be changed any more, so
-// that many guests can go on from it, with one copy of what none of them wrote
-// to.
-func sealed(path string) bool {
-	f, err := os.Open(path)
+	// Nobody writes to images: many guests can go on from one, with one copy of
+	// what none of them changes.
+	path, err := e.images.find(b.w.Image, ram)
 	if err != nil {
-		return false
+		return nil, err
 	}
-	defer f.Close()
-	seals, err := unix.FcntlInt(f.Fd(), unix.F_GET_SEALS, 0)
-	return err == nil && seals&unix.F_SEAL_WRITE != 0
+	b.w.Private = true
+	b.Binds = append(b.Binds, launch.Bind{Host: e.o.Image, Inside: imageLibrary})
+	b.Env = append(b.Env, "LD_PRELOAD="+imageLibrary)
+	return launch.Open{Path: path, Flags: unix.O_RDONLY}, nil
 }
 
 // resume takes the machine from a saved image.

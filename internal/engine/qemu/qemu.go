@@ -30,6 +30,7 @@ import (
 // Options is what the engine needs of its host.
 type Options struct {
 	Launch string       // path of the launch helper; root's own, not writable by others
+	Image  string       // path of the library that maps memory images, built of image/image.c; likewise
 	Tree   *cgroup.Tree // the groups that engine.Parts.Cgroup names
 	// KVM says whether this host's KVM runs guests at the processor's own
 	// speed, and how that was found out. Nil: it is not used.
@@ -60,9 +61,10 @@ func (Options) cpus() int { return runtime.NumCPU() }
 
 // Engine runs virtual machines.
 type Engine struct {
-	o     Options
-	found found
-	links links
+	o      Options
+	found  found
+	links  links
+	images images
 }
 
 var (
@@ -78,7 +80,7 @@ func New(o Options) *Engine {
 	if o.Changed == nil {
 		o.Changed = func(string) {}
 	}
-	return &Engine{o: o, links: links{of: map[linkKey]*link{}}}
+	return &Engine{o: o, links: links{of: map[linkKey]*link{}}, images: images{of: map[string]*ramImage{}}}
 }
 
 // overhead is what QEMU takes beside the guest's memory, which is itself, the
@@ -136,6 +138,9 @@ func (e *Engine) missing() (what, hint string) {
 	}
 	if _, err := os.Stat(e.o.Launch); err != nil {
 		return "the helper program " + e.o.Launch + " is missing", "install lodged again"
+	}
+	if _, err := os.Stat(e.o.Image); err != nil {
+		return "the helper library " + e.o.Image + " is missing", "install lodged again"
 	}
 	if _, err := os.Stat("/dev/net/tun"); err != nil {
 		return "the kernel has no tap devices (/dev/net/tun)", "modprobe tun"

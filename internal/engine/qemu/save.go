@@ -37,21 +37,38 @@ func (m *Machine) Save(ctx context.Context, dir string) error {
 	if err != nil {
 		return m.about(err)
 	}
-	about, err := json.Marshal(w)
+	w.Image = newImage()
+	devices, ram := filepath.Join(dir, savedDevices), filepath.Join(dir, savedMemory)
+	switch {
+	case w.Private && w.added():
+		// QEMU can leave out all of the memory or none of it, and only what it
+		// was started with is an image.
+		w.Image = ""
+		err = m.saveDevices(ctx, devices, false)
+	case w.Private:
+		w.Bare = true
+		if err = m.saveBare(ctx, devices); err == nil {
+			err = m.saveChanged(ctx, ram, w.Memory)
+		}
+	default:
+		if err = m.saveDevices(ctx, devices, true); err == nil {
+			err = m.saveMemory(ctx, ram)
+		}
+	}
+	if err != nil {
+		return m.about(err)
+	}
+	w.Private = false // which of its memory is an image shows when it goes on
+	text, err := json.Marshal(w)
 	if err != nil {
 		return err
 	}
-	if err := m.saveDevices(ctx, filepath.Join(dir, savedDevices), !w.Private); err != nil {
-		return m.about(err)
-	}
-	if !w.Private {
-		if err := m.saveMemory(ctx, filepath.Join(dir, savedMemory)); err != nil {
-			return fmt.Errorf("memory of %s: %w", m.g.Name, err)
-		}
+	if w.Image != "" {
+		m.e.images.keep(w.Image, ram)
 	}
 	// Last of all: without it the rest is nothing.
 	return create(filepath.Join(dir, savedMachine), func(f *os.File) error {
-		_, err := f.Write(about)
+		_, err := f.Write(text)
 		return err
 	})
 }
@@ -140,6 +157,14 @@ func (l *link) migrated(ctx context.Context) error {
 	}
 }
 
+// about says what an error is of.
+func about(what string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fmt.Errorf("%s: %w", what, err)
+}
+
 // saveMemory copies the guest's memory, without what it never touched.
 func (m *Machine) saveMemory(ctx context.Context, path string) error {
 	from, err := launch.Take(m.held, descriptorOf(memoryAt))
@@ -147,7 +172,8 @@ func (m *Machine) saveMemory(ctx context.Context, path string) error {
 		return err
 	}
 	defer from.Close()
-	return create(path, func(to *os.File) error { return copySparse(ctx, to, from) })
+	err = create(path, func(to *os.File) error { return copySparse(ctx, to, from) })
+	return about("memory of "+m.g.Name, err)
 }
 
 // copySparse makes to the same as from, with holes where from has holes or
