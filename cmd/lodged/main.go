@@ -109,6 +109,11 @@ func flags(o *daemon.Options, talk io.Writer) *flag.FlagSet {
 		o.Templates = &n
 		return err
 	})
+	f.Func("standby-memory", "memory for virtual machines that stand ready before anybody asks for them, one of each kind that was launched lately; 0: none (default: an eighth of the host's)", func(s string) error {
+		n, err := units.ParseBytes(s)
+		o.Standby = &n
+		return err
+	})
 	f.BoolVar(&o.Limits, "raise-limits", d.Limits, "raise the host's limits that many guests need; old values are remembered")
 	f.Usage = func() { fmt.Fprint(talk, usage); f.PrintDefaults() }
 	return f

@@ -1,11 +1,8 @@
 package admission
 
 import (
-	"crypto/sha256"
 	"encoding/binary"
-	"net"
 	"net/netip"
-	"strconv"
 	"sync"
 
 	"lodge/internal/base/errs"
@@ -123,13 +120,6 @@ func at(p netip.Prefix, offset uint64) netip.Prefix {
 	low := binary.BigEndian.Uint64(b[8:])
 	binary.BigEndian.PutUint64(b[8:], low+offset)
 	return netip.PrefixFrom(netip.AddrFrom16(b), p.Bits())
-}
-
-// macOf derives a card's address from its guest's id: unicast, locally
-// administered, the same whenever it is asked for.
-func macOf(id string, card int) string {
-	sum := sha256.Sum256([]byte(id + "/" + strconv.Itoa(card)))
-	return net.HardwareAddr{0x02, sum[0], sum[1], sum[2], sum[3], sum[4]}.String()
 }
 
 func text(p netip.Prefix) string {

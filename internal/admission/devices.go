@@ -70,7 +70,7 @@ func (d *Door) AttachNIC(ctx context.Context, by, name, on string) (Operation, e
 			d.Tables.Leases.CreateIn(tx, lease, network.LeaseSpec{Guest: r.ID})
 		}
 		r.Spec.NICs = append(slices.Clone(r.Spec.NICs), guest.NIC{
-			Name: guest.NICName(number), Network: on, MAC: macOf(r.ID, number), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
+			Name: guest.NICName(number), Network: on, MAC: guest.MACOf(r.ID, number), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
 		})
 		return nil
 	})

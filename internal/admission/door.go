@@ -83,6 +83,9 @@ type Options struct {
 	HostPrefixes func() []netip.Prefix
 	Now          func() time.Time // nil: time.Now
 	NewID        func() string    // nil: ids.New
+	// TakeStandby returns the id of a guest that runs already and can be one of
+	// this spec with cards in these networks; nil: there is none.
+	TakeStandby func(s guest.Spec, networks []string) (id string, ok bool)
 }
 
 // Operation is the receipt of a verb.

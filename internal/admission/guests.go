@@ -216,7 +216,7 @@ func checkDiskImage(im tables.ImageRecord, s guest.Spec) error {
 
 // createIn puts one guest into tx: its record, its leases, its forwards.
 func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subject, error) {
-	id, spec := d.NewID(), p.spec
+	id, spec := d.idFor(p), p.spec
 	for i, n := range p.networks {
 		place, free, err := d.addresses.take(n.Name, n.Spec)
 		if err != nil {
@@ -224,7 +224,7 @@ func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subj
 		}
 		p.release = append(p.release, free)
 		spec.NICs = append(spec.NICs, guest.NIC{
-			Name: guest.NICName(i), Network: n.Name, MAC: macOf(id, i), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
+			Name: guest.NICName(i), Network: n.Name, MAC: guest.MACOf(id, i), IPv4: text(place.IPv4), IPv6: text(place.IPv6),
 		})
 		for _, lease := range place.names(n.Name) {
 			d.Tables.Leases.CreateIn(tx, lease, network.LeaseSpec{Guest: id})
@@ -236,6 +236,21 @@ func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subj
 		d.Tables.Forwards.CreateIn(tx, ForwardName(f), f)
 	}
 	return guestSubject(r), nil
+}
+
+// idFor returns a guest's id: that of one which stands ready to be it, or a new
+// one.
+func (d *Door) idFor(p *guestPlan) string {
+	if d.TakeStandby != nil {
+		var networks []string
+		for _, n := range p.networks {
+			networks = append(networks, n.Name)
+		}
+		if id, ok := d.TakeStandby(p.spec, networks); ok {
+			return id
+		}
+	}
+	return d.NewID()
 }
 
 // undo removes the guests that were made before one could not be. It goes on

@@ -231,7 +231,7 @@ func TestAttachAndDetachCards(t *testing.T) {
 	must(t)(d.AttachNIC(ctx, "user", "g", "dmz"))
 	g := get(t, d, "g")
 	lab := g.Spec.NICs[1]
-	if lab.Name != "eth1" || lab.MAC != macOf(g.ID, 1) || lab.IPv4 == "" || len(g.Spec.NICs) != 3 {
+	if lab.Name != "eth1" || lab.MAC != guest.MACOf(g.ID, 1) || lab.IPv4 == "" || len(g.Spec.NICs) != 3 {
 		t.Fatalf("%+v", g.Spec.NICs)
 	}
 	lease := network.LeaseName("lab", lab.IPv4)

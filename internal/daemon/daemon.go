@@ -102,7 +102,7 @@ func (d *daemon) open(ctx context.Context) error {
 	if err := d.openTemplates(ctx); err != nil {
 		return err
 	}
-	return d.openReconcilers()
+	return d.openReconcilers(ctx)
 }
 
 func (d *daemon) openDirs() error {
@@ -182,20 +182,28 @@ func (d *daemon) openHost(ctx context.Context) (err error) {
 	return nil
 }
 
-func (d *daemon) openReconcilers() (err error) {
+func (d *daemon) openReconcilers(ctx context.Context) (err error) {
 	d.runner = reconcile.New(d.log, workers)
 	boot, err := os.ReadFile("/proc/sys/kernel/random/boot_id")
 	if err != nil {
 		return err
 	}
+	standby, err := orShare(d.opt.Standby)
+	if err != nil {
+		return err
+	}
+	placing := placements.New(d.store, d.tables, d.opt.Host)
 	d.guests, err = guests.New(guests.Options{
 		Tables: d.tables, Host: d.opt.Host, HostBoot: strings.TrimSpace(string(boot)), Dir: d.opt.guestDir(),
 		Keepers: d.keepers, Engines: d.drivers.engines, Pools: d.pools, Networks: d.networks,
 		Cgroups: d.cgroups, Images: d.images, Layers: layers{}, Templates: d.templates, Kernels: bootable{d}, CPUs: processors(), Now: time.Now,
-		Tell: d.tellStep, Copied: d.tellCopied,
+		Slots: placing, StandbyMemory: standby, Tell: d.tellStep, Copied: d.tellCopied,
 	})
 	if err != nil {
 		return err
+	}
+	if err := d.guests.FindStandbys(ctx); err != nil {
+		d.log.Warn("what stood ready under an earlier daemon could not be ended", "error", err)
 	}
 	d.making = imagecontrol.New(imagecontrol.Options{
 		Tables: d.tables, Store: d.images, Sources: d.drivers.sources, Now: time.Now, Log: d.log, Tell: d.progress.Publish,
@@ -207,7 +215,7 @@ func (d *daemon) openReconcilers() (err error) {
 	for _, rec := range []reconcile.Reconciler{
 		&pools.Reconciler{Tables: d.tables, Drivers: d.drivers.pools, Open: d.pools, Dir: d.opt.poolDir(), Now: time.Now},
 		&networks.Reconciler{Tables: d.tables, Drivers: d.drivers.fabrics, Open: d.networks, Now: time.Now},
-		placements.New(d.store, d.tables, d.opt.Host),
+		placing,
 		d.making,
 		d.compiling,
 		d.guests,

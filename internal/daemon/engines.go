@@ -2,22 +2,25 @@ package daemon
 
 import (
 	"context"
+	"fmt"
 	"reflect"
 
 	"lodge/api"
+	"lodge/internal/base/units"
 	"lodge/internal/engine"
+	"lodge/internal/model/guest"
 )
 
 // probeEngines finds out anew what can run guests here.
 func (d *daemon) probeEngines(ctx context.Context) (all []api.Engine, err error) {
 	for _, i := range d.drivers.engines.Probe(ctx) {
-		all = append(all, engineAPI(i))
+		all = append(all, d.engineAPI(i))
 	}
 	return all, nil
 }
 
 // engineAPI describes an engine to a person.
-func engineAPI(i engine.Info) api.Engine {
+func (d *daemon) engineAPI(i engine.Info) api.Engine {
 	e := api.Engine{
 		Name: i.Name, Model: string(i.Model), Version: i.Version, Usable: i.Missing == "", Missing: i.Missing, Hint: i.Hint,
 		Can: abilities(i.Can), Form: string(i.Form), Kernel: i.Kernel, CPUModels: i.CPUModels, CPUFeatures: i.CPUFeatures, Debugs: i.Debugs, Overhead: i.Overhead.Memory, OverheadCPUs: i.Overhead.CPUs,
@@ -27,6 +30,12 @@ func engineAPI(i engine.Info) api.Engine {
 	}
 	for _, f := range i.Facts {
 		e.Facts = append(e.Facts, api.Fact(f))
+	}
+	if i.Can.Save && i.Can.Renew && i.Form == guest.Volume {
+		n, size := d.templates.Size()
+		e.Facts = append(e.Facts,
+			api.Fact{Name: "templates", Value: fmt.Sprintf("%d, %s of memory", n, units.Bytes(size))},
+			api.Fact{Name: "standing ready", Value: count(d.guests.Standbys(), "guest")})
 	}
 	return e
 }

@@ -72,8 +72,10 @@ func (d *daemon) host(ctx context.Context) (api.Host, error) {
 		}
 	}
 	for _, info := range d.drivers.engines.Infos(ctx) {
-		h.Engines = append(h.Engines, engineAPI(info))
+		h.Engines = append(h.Engines, d.engineAPI(info))
 	}
+	h.Templates, h.TemplateBytes = d.templates.Size()
+	h.Standbys = d.guests.Standbys()
 	return h, nil
 }
 

@@ -24,6 +24,7 @@ type Options struct {
 	Size      uint64  // bytes of the default pool's file when it is first made; 0 lets the driver choose
 	Limits    bool    // raise the host's limits that many guests need
 	Templates *uint64 // bytes of memory for templates, from which guests start warm; nil: a share of the host's
+	Standby   *uint64 // bytes of memory for guests that stand ready before anybody asks for them; nil: a share of the host's
 	Log       *slog.Logger
 
 	Engines engine.Set // beside Lodge's own, after them

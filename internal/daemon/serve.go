@@ -43,7 +43,7 @@ func (d *daemon) newServer(ctx context.Context) (*server.Server, error) {
 		Store: d.store, Tables: d.tables, Host: admission.Host{CPUs: facts.cpus, Memory: facts.memory, Architecture: runtime.GOARCH},
 		Engine: d.drivers.engineFacts, PoolDrivers: d.drivers.poolDrivers, NetworkDrivers: d.drivers.networkDrivers,
 		CheckSource: d.checkSource, CheckKernel: d.checkKernel, CheckDisc: checkDisc,
-		PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes,
+		PortFree: bridge.PortFree, HostPrefixes: d.hostPrefixes, TakeStandby: d.guests.TakeStandby,
 	})
 	return server.New(ctx, server.Options{
 		Door: door, Store: d.store, Tables: d.tables, Live: live{d.guests}, Unsaid: d.guests.Unsaid, Screens: d.guests, Care: d.guests, Explain: d.guests.Explain, Probe: d.probeEngines, Images: content{d}, Space: d.space, Foresee: d.foresee,

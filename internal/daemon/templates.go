@@ -6,28 +6,34 @@ import (
 
 	"lodge/internal/control/guests"
 	"lodge/internal/control/templates"
+	"lodge/internal/model/guest"
 )
 
-// templateShare is the part of the host's memory that templates may take
-// together when nobody says how much: one in so many bytes.
-const templateShare = 8
+// warmShare is the part of the host's memory that templates may take together,
+// and guests that stand ready, when nobody says how much: one in so many bytes.
+const warmShare = 8
+
+// orShare is a budget that was chosen, or the share.
+func orShare(chosen *uint64) (uint64, error) {
+	if chosen != nil {
+		return *chosen, nil
+	}
+	facts, err := hostFacts()
+	return facts.memory / warmShare, err
+}
 
 // openTemplates finds the memory images that guests start warm from. None are
 // used while everything goes down, but what was being made is ended.
 func (d *daemon) openTemplates(ctx context.Context) (err error) {
-	budget := d.opt.Templates
-	if budget == nil {
-		facts, err := hostFacts()
-		if err != nil {
-			return err
-		}
-		share := facts.memory / templateShare
-		budget = &share
+	budget, err := orShare(d.opt.Templates)
+	if err != nil {
+		return err
 	}
 	d.templates, err = templates.Open(ctx, templates.Options{
 		Dir: filepath.Join(d.opt.DataDir, "templates"), RunDir: filepath.Join(d.opt.RunDir, "templates"),
 		Keepers: d.keepers, Engines: d.drivers.engines, Cgroups: d.cgroups, Volume: layers{}.Volume,
-		IDBase: guests.SpareIDs, Budget: *budget, Log: d.log,
+		IDBase: guests.SpareIDs, Budget: budget, Log: d.log,
+		Made: func(g guest.Guest) { d.guests.Standby(g) },
 	})
 	return err
 }

@@ -12,10 +12,10 @@ import (
 )
 
 // newVMs starts a server that can run virtual machines.
-func newVMs(t *testing.T) *server {
+func newVMs(t *testing.T, flags ...string) *server {
 	t.Helper()
 	t.Setenv("http_proxy", sandbox.Proxy(t))
-	s := newServer(t)
+	s := newServer(t, flags...)
 	s.busybox()
 	if r := s.try("kernel", "build", "linux/debian-12"); r.code != 0 {
 		sandbox.Missing(t, fmt.Sprintf("the kernel of virtual machines cannot be had here: %s", r.err))

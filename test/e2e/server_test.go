@@ -62,6 +62,7 @@ func newServer(t testing.TB, flags ...string) *server {
 	s := &server{t: t, dir: dir}
 	s.flags = append([]string{
 		"--data-dir", s.path("data"), "--run-dir", s.path("run"), "--https", "none", "--raise-limits=false", "--pool-size", "4GiB",
+		"--standby-memory", "0", // what nobody asked for is in the way of counting what somebody did
 		"--cgroup", fmt.Sprintf("lodge-e2e-%s-%d", filepath.Base(dir), n), "--prefix", fmt.Sprintf("e%d", n), "--host", "testhost",
 	}, flags...)
 	t.Cleanup(s.cleanUp)

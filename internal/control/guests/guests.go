@@ -70,9 +70,13 @@ type Options struct {
 	Layers    Layers
 	Templates Templates
 	CPUs      []int // processors of the host that guests may run on
-	Now       func() time.Time
-	Tell      func(id string, s guest.Step)       // progress; may be nil
-	Copied    func(id string, done, total uint64) // bytes of a writable layer that changes its form; may be nil
+	Slots     Slots // nil: no guest stands ready before it is wanted
+	// StandbyMemory is how many bytes of memory the guests may have together
+	// that stand ready.
+	StandbyMemory uint64
+	Now           func() time.Time
+	Tell          func(id string, s guest.Step)       // progress; may be nil
+	Copied        func(id string, done, total uint64) // bytes of a writable layer that changes its form; may be nil
 }
 
 // Reconciler implements reconcile.Reconciler for guests.
@@ -86,6 +90,7 @@ type Reconciler struct {
 	pins     map[string]int      // processors that guests are pinned to, from just before they start until they end
 	claimed  map[string]bool     // guests that somebody works on
 	unsaid   map[string]*model.Problem
+	standby  standbys
 	down     bool // the host is going down: everything stops, no spec changes
 }
 
@@ -105,7 +110,7 @@ type attachment struct {
 
 // New returns a reconciler that knows what an earlier daemon left attached.
 func New(o Options) (*Reconciler, error) {
-	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, crowd: crowd{boots: map[string]time.Time{}, waits: map[string]time.Time{}}, pins: map[string]int{}, claimed: map[string]bool{}, unsaid: map[string]*model.Problem{}}
+	r := &Reconciler{Options: o, attached: map[string]attachment{}, stops: map[string]stopping{}, crowd: crowd{boots: map[string]time.Time{}, waits: map[string]time.Time{}}, pins: map[string]int{}, claimed: map[string]bool{}, unsaid: map[string]*model.Problem{}, standby: newStandbys()}
 	groups, err := o.Cgroups.List()
 	if err != nil {
 		return nil, err
@@ -175,8 +180,10 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 	for range mostSteps {
 		g, ok := r.record(id)
 		if !ok {
+			r.standby.done(id)
 			return 0, nil // another host's, the placements reconciler's, or no more
 		}
+		r.standby.pass(id)
 		v, err := r.look(ctx, &g)
 		if err != nil {
 			return 0, r.trouble(ctx, g, g.Status.Phase, err)

@@ -139,7 +139,13 @@ func (r *Reconciler) attachNIC(ctx context.Context, g guest.Guest, n guest.NIC) 
 		*a.to, *a.addr = prefix, prefix.Addr()
 	}
 	s, err := net.Plug(ctx, port)
-	nic.Master, nic.MTU, nic.Gateway4, nic.Gateway6 = s.Master, s.MTU, s.Gateway4, s.Gateway6
+	nic.Master, nic.MTU = s.Master, s.MTU
+	if nic.IPv4.IsValid() { // else nothing can be reached by it
+		nic.Gateway4 = s.Gateway4
+	}
+	if nic.IPv6.IsValid() {
+		nic.Gateway6 = s.Gateway6
+	}
 	return nic, s, err
 }
 

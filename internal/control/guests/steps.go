@@ -116,6 +116,7 @@ func (r *Reconciler) boot(ctx context.Context, g guest.Guest, e engine.Engine, i
 	r.mu.Lock()
 	delete(r.stops, g.ID)
 	r.mu.Unlock()
+	r.booted(g, *parts)
 	pid := held.State().Pid
 	return r.report(ctx, g, r.started(g, info, *parts, pid))
 }

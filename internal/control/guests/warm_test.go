@@ -30,6 +30,7 @@ func (t *templates) Want(guest.Guest, engine.Info, engine.Parts) { t.wanted++ }
 type copied struct {
 	*toy
 	renewed []string
+	ran     int
 	fail    error
 }
 

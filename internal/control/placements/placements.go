@@ -28,14 +28,15 @@ type Reconciler struct {
 	tables *tables.Tables
 	host   string
 
-	mu   sync.Mutex
-	used map[int]bool
-	free int // no slot below it is free
+	mu     sync.Mutex
+	used   map[int]bool
+	claims map[string]int // slots kept for guests that have no place yet, by id
+	free   int            // no slot below it is free
 }
 
 // New returns a reconciler that places guests on host.
 func New(s *store.Store, t *tables.Tables, host string) *Reconciler {
-	r := &Reconciler{store: s, tables: t, host: host, used: map[int]bool{}}
+	r := &Reconciler{store: s, tables: t, host: host, used: map[int]bool{}, claims: map[string]int{}}
 	for _, h := range t.Holders.List() {
 		r.used[h.Spec.Slot] = true
 	}
@@ -79,15 +80,18 @@ func (r *Reconciler) Reconcile(ctx context.Context, log *slog.Logger, id string)
 }
 
 func (r *Reconciler) place(ctx context.Context, log *slog.Logger, g store.Record[guest.Spec, guest.Status]) error {
-	slot, err := r.take()
+	slot, claimed, err := r.take(g.ID)
 	if err != nil {
 		return err
 	}
 	_, err = r.tables.Holders.Create(ctx, g.ID, guest.Holder{Host: r.host, Epoch: 1, Slot: slot}, store.WithID(g.ID))
 	if err != nil {
-		r.give(slot)
+		if !claimed {
+			r.give(slot)
+		}
 		return err
 	}
+	r.placed(g.ID)
 	log.Debug("placed", "guest", g.Name, "slot", slot)
 	return nil
 }
@@ -124,13 +128,24 @@ func (r *Reconciler) forget(ctx context.Context, log *slog.Logger, g store.Recor
 	return nil
 }
 
-// take returns the lowest free slot, so that ids and names stay small.
-func (r *Reconciler) take() (int, error) {
+// take returns the slot that was claimed for a guest, or else takes one.
+func (r *Reconciler) take(id string) (slot int, claimed bool, err error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	if slot, claimed = r.claims[id]; claimed {
+		return slot, true, nil
+	}
+	if slot, err = r.lowest(); err == nil {
+		r.used[slot] = true
+	}
+	return slot, false, err
+}
+
+// lowest returns the lowest free slot, so that ids and names stay small. Callers
+// hold mu.
+func (r *Reconciler) lowest() (int, error) {
 	for ; r.free < MaxSlots; r.free++ {
 		if !r.used[r.free] {
-			r.used[r.free] = true
 			return r.free, nil
 		}
 	}

@@ -35,6 +35,7 @@ type Options struct {
 	Volume  func(ctx context.Context, path string, size uint64) error // makes an empty writable layer
 	IDBase  uint32                                                    // of a range of ids that no guest has
 	Budget  uint64                                                    // bytes of memory that all templates together may take; 0: none are made
+	Made    func(g guest.Guest)                                       // told of each one that was made, with what was to be like it; may be nil
 	Log     *slog.Logger
 }
 
@@ -193,8 +194,21 @@ func (t *Templates) Run(ctx context.Context) {
 				t.Log.Warn("a template could not be made; guests of this kind go on booting", "template", j.key, "image", j.g.Spec.Image, "error", err)
 			}
 			t.mu.Unlock()
+			if err == nil && t.Made != nil {
+				t.Made(j.g)
+			}
 		}
 	}
+}
+
+// Size returns how many templates there are and how many bytes they take.
+func (t *Templates) Size() (n int, bytes uint64) {
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	for _, h := range t.have {
+		bytes += h.size
+	}
+	return len(t.have), bytes
 }
 
 // trim drops those that were not used for longest until the rest are within the
