@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -14,27 +15,30 @@ import (
 	"lodge/api"
 )
 
-// standing waits until one guest stands ready, and returns its id.
-func (s *server) standing() string {
+// stand waits until so many guests stand ready: "1 guest".
+func (s *server) stand(many string) {
 	s.t.Helper()
-	id := ""
-	until(s.t, "a guest stands ready", func() error {
+	until(s.t, many+" stand ready", func() error {
 		var e api.Engine
 		if err := json.Unmarshal([]byte(s.lodge("engine", "show", "qemu", "-o", "json")), &e); err != nil {
 			return err
 		}
-		for _, f := range e.Facts {
-			if f.Name == "standing ready" && f.Value == "1 guest" {
-				marks, _ := filepath.Glob(s.path("data/guests/*/standby"))
-				if len(marks) == 1 {
-					id = filepath.Base(filepath.Dir(marks[0]))
-					return nil
-				}
-			}
+		if !slices.Contains(e.Facts, api.Fact{Name: "standing ready", Value: many}) {
+			return fmt.Errorf("%+v", e.Facts)
 		}
-		return fmt.Errorf("%+v", e.Facts)
+		return nil
 	})
-	return id
+}
+
+// standing waits until one guest stands ready, and returns its id.
+func (s *server) standing() string {
+	s.t.Helper()
+	s.stand("1 guest")
+	marks, _ := filepath.Glob(s.path("data/guests/*/standby"))
+	if len(marks) != 1 {
+		s.t.Fatalf("marked as standing ready: %v", marks)
+	}
+	return filepath.Base(filepath.Dir(marks[0]))
 }
 
 // TestStandby: of a kind of machine that was launched before, one runs already
@@ -104,6 +108,7 @@ func TestStandby(t *testing.T) {
 			_ = unix.Kill(pid, unix.SIGKILL)
 		}
 	}
+	s.stand("0 guests")
 	launch("vm4")
 	s.is("vm4")
 	if s.guest("vm4").ID == ready {
@@ -124,5 +129,4 @@ func TestStandby(t *testing.T) {
 			t.Errorf("vm5 calls itself %q", got)
 		}
 	}
-	s.standing()
 }

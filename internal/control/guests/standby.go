@@ -140,8 +140,8 @@ func (r *Reconciler) Standbys() (n int) {
 	s := &r.standby
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	for _, b := range s.have {
-		if b.taken.IsZero() {
+	for id, b := range s.have {
+		if b.taken.IsZero() && r.alive(id) {
 			n++
 		}
 	}

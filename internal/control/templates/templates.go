@@ -80,7 +80,11 @@ func Open(ctx context.Context, o Options) (*Templates, error) {
 	if err := t.Sweep(ctx); err != nil {
 		return nil, err
 	}
-	return t, t.scan(ctx)
+	if err := t.scan(ctx); err != nil {
+		return nil, err
+	}
+	t.trim() // the budget may be another than that of the daemon that made them
+	return t, nil
 }
 
 // scan finds what is whole on disk and removes the rest.
