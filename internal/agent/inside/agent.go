@@ -35,9 +35,11 @@ type Agent struct {
 	mu     sync.Mutex
 	config agent.Config
 
-	state   states
-	freezer freezer
-	balloon balloon
+	state    states
+	accounts accounts
+	starter  starter
+	freezer  freezer
+	balloon  balloon
 }
 
 // New makes an agent for the guest that c describes.

@@ -342,17 +342,17 @@ func attend(c agent.Config) {
 	_ = unix.Reboot(unix.LINUX_REBOOT_CMD_CAD_OFF) // the host's three keys are a signal too
 	how := unix.LINUX_REBOOT_CMD_POWER_OFF
 	status, err := 127, error(nil)
-	p, err := run(c.Init, base(c)["PATH"], &os.ProcAttr{Dir: "/", Env: pairs(base(c)), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+	first, err := run(c.Init, base(c)["PATH"], &syscall.ProcAttr{Dir: "/", Env: pairs(base(c)), Files: []uintptr{0, 1, 2},
 		Sys: &syscall.SysProcAttr{Setsid: true, Setctty: true}})
 	if errors.Is(err, unix.EPERM) || errors.Is(err, unix.ENOTTY) { // the console is no terminal
-		p, err = run(c.Init, base(c)["PATH"], &os.ProcAttr{Dir: "/", Env: pairs(base(c)), Files: []*os.File{os.Stdin, os.Stdout, os.Stderr},
+		first, err = run(c.Init, base(c)["PATH"], &syscall.ProcAttr{Dir: "/", Env: pairs(base(c)), Files: []uintptr{0, 1, 2},
 			Sys: &syscall.SysProcAttr{Setsid: true}})
 	}
 	if err != nil {
 		say("%v", failure(agent.Exec{Argv: c.Init}, err))
 	} else {
 		ended := make(chan int)
-		go reap(p.Pid, ended)
+		go reap(first, ended)
 		status = -1
 		for status < 0 {
 			select {
@@ -360,7 +360,7 @@ func attend(c agent.Config) {
 				if s == unix.SIGUSR1 {
 					how = unix.LINUX_REBOOT_CMD_RESTART
 				}
-				_ = unix.Kill(p.Pid, unix.SIGTERM)
+				_ = unix.Kill(first, unix.SIGTERM)
 			case status = <-ended:
 			}
 		}

@@ -41,9 +41,12 @@ func Main() {
 	// told to stop is on its way. What is heard is not handed down to programs,
 	// what is ignored would be.
 	signal.Notify(make(chan os.Signal, 1), unix.SIGTERM, unix.SIGINT, unix.SIGHUP, unix.SIGQUIT, unix.SIGPWR)
-	_ = os.WriteFile("/proc/self/oom_score_adj", []byte("-1000"), 0)
 	unix.Umask(0o022)
 	a := New(c)
+	a.calm()
+	if a.starter.oom, err = os.OpenFile("/proc/self/oom_score_adj", os.O_WRONLY, 0); err == nil {
+		_, _ = a.starter.oom.WriteAt([]byte(oomAgent), 0)
+	}
 	a.Volume = os.NewFile(volumeFD, "volume")
 	if c.Mailbox != "" {
 		if a.Mailbox, err = openMailbox(c.Mailbox); err != nil {
