@@ -5,7 +5,7 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
+	"lodge/internal/base/mux"
 )
 
 // Conn is the data of one session on a line. Reading ends with the session:
@@ -88,11 +88,15 @@ func (c *Conn) end() {
 
 // Write queues data.
 func (c *Conn) Write(p []byte) (int, error) {
-	if err := c.line.send(p, c.live); err != nil {
+	if err := c.Send(p, nil); err != nil {
 		return 0, err
 	}
 	return len(p), nil
 }
+
+// Send queues data in two pieces that stay together. It is ErrStuck if the line
+// takes nothing for long.
+func (c *Conn) Send(head, body []byte) error { return c.line.send(head, body, c.live) }
 
 func (c *Conn) live() error {
 	c.mu.Lock()
@@ -120,23 +124,12 @@ func (c *Conn) Close() error {
 	return nil
 }
 
-// writeTimeout is how long a stream waits for the line to take what it writes.
+// writeTimeout is how long who sends waits for the line to take what was sent
+// before.
 const writeTimeout = 15 * time.Second
 
-// Multiplex is how both ends share a line among streams. A window of a stream
-// is what one that is not read costs in memory.
-func Multiplex() *yamux.Config {
-	return &yamux.Config{
-		AcceptBacklog:          StreamMax,
-		EnableKeepAlive:        false,
-		KeepAliveInterval:      time.Minute, // must be set
-		ConnectionWriteTimeout: writeTimeout,
-		MaxStreamWindowSize:    StreamWindow,
-		StreamOpenTimeout:      0,
-		StreamCloseTimeout:     time.Minute,
-		LogOutput:              io.Discard,
-	}
-}
+// Streams is how both ends share a line among streams.
+func Streams() mux.Options { return mux.Options{Window: StreamWindow, Most: StreamMax} }
 
 // StreamWindow is how much of a stream is on its way and not read.
 const StreamWindow = 256 << 10

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"runtime"
 	"strconv"
 	"sync"
+	"time"
 )
 
 // A line is what bytes run on between host and guest: a serial port of some
@@ -197,6 +199,9 @@ const writeMax = 64 << 10
 // ErrLineClosed is what a closed line answers.
 var ErrLineClosed = errors.New("the line is closed")
 
+// ErrStuck is what a line answers that nobody reads at the other end.
+var ErrStuck = errors.New("the line takes nothing")
+
 // Line is one end of a line. One goroutine reads; any number may send. What is
 // sent goes out in as few writes as the other end's pace allows.
 type Line struct {
@@ -283,17 +288,33 @@ func (l *Line) Restart() {
 	l.cond.Broadcast()
 }
 
-// send queues data, and waits while too much is queued.
-func (l *Line) send(p []byte, live func() error) error {
+// send queues data in two pieces, and waits while too much is queued.
+func (l *Line) send(head, body []byte, live func() error) error {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	for len(l.out) >= sendMax && l.closed == nil && live() == nil {
-		l.cond.Wait()
+	if len(l.out) >= sendMax {
+		stuck := false
+		t := time.AfterFunc(writeTimeout, func() {
+			l.mu.Lock()
+			defer l.mu.Unlock()
+			stuck = true
+			l.cond.Broadcast()
+		})
+		defer t.Stop()
+		for len(l.out) >= sendMax && l.closed == nil && live() == nil && !stuck {
+			l.cond.Wait()
+		}
+		if stuck {
+			return ErrStuck
+		}
 	}
-	if err := errors.Join(l.closed, live()); err != nil {
+	if l.closed != nil {
+		return l.closed
+	}
+	if err := live(); err != nil {
 		return err
 	}
-	l.out = AppendData(l.out, p)
+	l.out = AppendData(AppendData(l.out, head), body)
 	l.cond.Broadcast()
 	return nil
 }
@@ -301,6 +322,7 @@ func (l *Line) send(p []byte, live func() error) error {
 // write sends what is queued until the line is closed.
 func (l *Line) write() {
 	var b []byte
+	yielded := false
 	for {
 		l.mu.Lock()
 		for l.closed == nil && (len(l.out) == 0 || l.window > 0 && l.sent >= l.window) {
@@ -310,6 +332,13 @@ func (l *Line) write() {
 			l.mu.Unlock()
 			return
 		}
+		if !yielded { // who is about to say more does it first
+			yielded = true
+			l.mu.Unlock()
+			runtime.Gosched()
+			continue
+		}
+		yielded = false
 		n := min(len(l.out), writeMax)
 		if l.window > 0 {
 			n = min(n, l.window-l.sent)

@@ -5,10 +5,9 @@ import (
 	"errors"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"lodge/internal/agent"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/mux"
 )
 
 // answerTimeout is how long the agent may take for what is done at once.
@@ -16,7 +15,7 @@ const answerTimeout = 30 * time.Second
 
 // call is one request under way.
 type call struct {
-	*yamux.Stream
+	*mux.Stream
 	l      *Link
 	frames *agent.Frames
 	over   func() bool
@@ -64,7 +63,7 @@ func (l *Link) send(ctx context.Context, r agent.Request) (*call, error) {
 	if err != nil {
 		return nil, err
 	}
-	st, err := s.OpenStream()
+	st, err := s.Open()
 	if err != nil {
 		return nil, l.trouble(ctx, err)
 	}
@@ -86,12 +85,12 @@ func (c *call) end() {
 }
 
 // connected waits for a session, as long as patience lasts.
-func (l *Link) connected(ctx context.Context) (s *yamux.Session, err error) {
+func (l *Link) connected(ctx context.Context) (s *mux.Session, err error) {
 	ctx, cancel := context.WithTimeout(ctx, l.o.Patience)
 	defer cancel()
 	err = l.until(ctx, func() bool {
 		s = l.session
-		return s != nil && !s.IsClosed()
+		return s != nil && !s.Over()
 	})
 	if errors.Is(err, context.DeadlineExceeded) || errors.Is(err, context.Canceled) {
 		err = &errs.Error{Op: "agent", Kind: errs.Busy, Msg: "the guest's agent does not answer",
@@ -152,7 +151,7 @@ func (l *Link) trouble(ctx context.Context, err error) error {
 		return known
 	case ctx.Err() != nil:
 		return l.gaveUp(ctx)
-	case errors.Is(err, yamux.ErrTimeout), errors.Is(err, yamux.ErrConnectionWriteTimeout):
+	case errors.Is(err, mux.ErrTimeout), errors.Is(err, agent.ErrStuck):
 		l.line.Say(agent.Word{Kind: agent.Mark, ID: newID()})
 		return &errs.Error{Op: "agent", Kind: errs.Busy, Msg: "the guest's agent did not answer in time", Err: err,
 			Hint: "the guest may be paused or overloaded: try again, or look at its console with lodge logs GUEST"}

@@ -82,7 +82,7 @@ func TestAGuestThatStopsAtOnce(t *testing.T) {
 			}
 		}
 		l.Say(agent.Word{Kind: agent.Start, ID: w.ID})
-		s, err := yamux.Server(l.Session(), agent.Multiplex())
+		s, err := yamux.Server(l.Session(), multiplex())
 		if err != nil {
 			return
 		}
@@ -237,10 +237,17 @@ func TestBadMultiplexing(t *testing.T) {
 	}
 }
 
-// mux is an impostor that speaks the multiplexer's language.
-func mux(t testing.TB, answer func(*yamux.Stream, agent.Request, *agent.Frames)) *Link {
+// multiplex is how a guest shares its line that does not have our agent's way.
+func multiplex() *yamux.Config {
+	c := yamux.DefaultConfig()
+	c.EnableKeepAlive, c.AcceptBacklog, c.MaxStreamWindowSize, c.LogOutput = false, agent.StreamMax, agent.StreamWindow, io.Discard
+	return c
+}
+
+// theirs is an impostor that speaks the multiplexer's language.
+func theirs(t testing.TB, answer func(*yamux.Stream, agent.Request, *agent.Frames)) *Link {
 	return impostor(t, func(c *agent.Conn) {
-		s, err := yamux.Server(c, agent.Multiplex())
+		s, err := yamux.Server(c, multiplex())
 		if err != nil {
 			return
 		}
@@ -275,7 +282,7 @@ func TestBadAnswers(t *testing.T) {
 		"an odd error":  result(`{"error":{"kind":"no-such-kind","msg":"` + strings.Repeat("x", 100_000) + `"}}`),
 	} {
 		for _, closes := range []bool{true, false} {
-			l := mux(t, func(st *yamux.Stream, r agent.Request, f *agent.Frames) {
+			l := theirs(t, func(st *yamux.Stream, r agent.Request, f *agent.Frames) {
 				st.Write(sent)
 				if closes {
 					st.Close()
@@ -310,7 +317,7 @@ func TestBadPrograms(t *testing.T) {
 		"gives too much":       {append(agent.AppendFrame(nil, agent.KindTaken, bytes.Repeat([]byte{0xff}, 8)), exit...), 7, false},
 		"an exit like a flag":  {agent.AppendFrame(nil, agent.KindExit, []byte{0xff, 0xff, 0xff, 0xff}), 255, false},
 	} {
-		l := mux(t, func(st *yamux.Stream, r agent.Request, f *agent.Frames) {
+		l := theirs(t, func(st *yamux.Stream, r agent.Request, f *agent.Frames) {
 			if r.Op == agent.OpExec {
 				st.Write(append(bytes.Clone(ok), c.sent...))
 				st.Close()
@@ -328,7 +335,7 @@ func TestBadPrograms(t *testing.T) {
 		}
 	}
 	// One that never says how the program ended.
-	l := mux(t, func(st *yamux.Stream, r agent.Request, f *agent.Frames) { st.Write(ok) })
+	l := theirs(t, func(st *yamux.Stream, r agent.Request, f *agent.Frames) { st.Write(ok) })
 	p, err := l.Exec(patiently(t), session.Request{Argv: []string{"x"}, TTY: true})
 	must(t, err)
 	if _, err := p.Wait(soon(t)); err != context.DeadlineExceeded {
@@ -387,7 +394,7 @@ func imitate(guest *os.File, sent []byte) {
 		case agent.Go:
 			l.Say(agent.Word{Kind: agent.Start, ID: w.ID})
 			c := l.Session()
-			s, err := yamux.Server(c, agent.Multiplex())
+			s, err := yamux.Server(c, multiplex())
 			if err != nil {
 				return
 			}

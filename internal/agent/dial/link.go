@@ -14,10 +14,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"lodge/internal/agent"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/mux"
 	"lodge/internal/base/pace"
 )
 
@@ -65,7 +64,7 @@ type Link struct {
 	ended chan struct{} // closed when the line is gone
 
 	mu      sync.Mutex
-	session *yamux.Session
+	session *mux.Session
 	state   State
 	heard   bool          // there was a session
 	changed chan struct{} // closed with each change
@@ -144,14 +143,10 @@ func (l *Link) run() {
 		began := time.Now()
 		l.pace.Set(lineRate)
 		c := l.line.Session()
-		s, err := yamux.Client(newGuard(c), agent.Multiplex())
-		if err != nil {
-			l.o.Log.Error("no session with a guest", "err", err)
-			return
-		}
+		s := mux.Client(newGuard(c), agent.Streams())
 		l.found(s)
 		go l.watch(s)
-		<-s.CloseChan()
+		<-s.Ended()
 		c.Wait()
 		w = c.Last()
 		l.pace.Set(junkRate)
@@ -168,7 +163,7 @@ func (l *Link) run() {
 	}
 }
 
-func (l *Link) found(s *yamux.Session) {
+func (l *Link) found(s *mux.Session) {
 	l.update(func() {
 		l.session, l.heard = s, true
 		l.state.Connected, l.state.Since = true, time.Now()
@@ -176,7 +171,7 @@ func (l *Link) found(s *yamux.Session) {
 }
 
 // lost forgets a session; nil: for good.
-func (l *Link) lost(s *yamux.Session) {
+func (l *Link) lost(s *mux.Session) {
 	l.update(func() {
 		if l.session == s || s == nil {
 			l.session = nil
@@ -200,8 +195,8 @@ func (l *Link) update(change func()) {
 const watchRate = 5
 
 // watch takes over what the agent tells of itself, which it does by itself.
-func (l *Link) watch(s *yamux.Session) {
-	st, err := s.OpenStream()
+func (l *Link) watch(s *mux.Session) {
+	st, err := s.Open()
 	if err == nil {
 		defer st.Close()
 		err = agent.SendJSON(st, agent.KindRequest, agent.Request{Op: agent.OpWatch})

@@ -36,6 +36,9 @@ func (l *Link) pulse(every time.Duration) {
 	}
 }
 
+// pingTime is how long an answer may still come that counts for nobody.
+const pingTime = 15 * time.Second
+
 // beats reports whether the agent answers within a time.
 func (l *Link) beats(within time.Duration) bool {
 	l.mu.Lock()
@@ -45,9 +48,8 @@ func (l *Link) beats(within time.Duration) bool {
 		return false
 	}
 	answered := make(chan bool, 1)
-	go func() { // which ends by itself, after the multiplexer's own time
-		_, err := s.Ping()
-		answered <- err == nil
+	go func() { // which ends by itself
+		answered <- s.Ping(pingTime) == nil
 	}()
 	select {
 	case is := <-answered:

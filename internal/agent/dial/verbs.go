@@ -9,11 +9,10 @@ import (
 	"io"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"lodge/internal/agent"
 	"lodge/internal/base/account"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/mux"
 )
 
 // slow is how long the agent may take for what moves the whole guest.
@@ -141,7 +140,7 @@ func (l *Link) Freeze(ctx context.Context, d time.Duration) (thaw func() error, 
 
 func (l *Link) thaw(ctx context.Context, c *call, until time.Time) error {
 	c.SetReadDeadline(time.Now().Add(-time.Second))
-	if _, _, err := c.frames.Next(); !errors.Is(err, yamux.ErrTimeout) || time.Now().After(until) {
+	if _, _, err := c.frames.Next(); !errors.Is(err, mux.ErrTimeout) || time.Now().After(until) {
 		return &errs.Error{Op: "agent", Kind: errs.Busy, Msg: "the guest's disk did not stay frozen", Hint: "try again when the host is less busy", Err: err}
 	}
 	c.Stream.Close()

@@ -5,7 +5,6 @@
 package inside
 
 import (
-	"bufio"
 	"context"
 	"errors"
 	"fmt"
@@ -14,10 +13,9 @@ import (
 	"sync"
 	"time"
 
-	"github.com/hashicorp/yamux"
-
 	"lodge/internal/agent"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/mux"
 )
 
 const (
@@ -87,9 +85,7 @@ func (a *Agent) Converse(ch io.ReadWriteCloser, credit bool) error {
 		case agent.Go:
 			l.Say(agent.Word{Kind: agent.Start, ID: w.ID})
 			c := l.Session()
-			if err := a.serve(c); err != nil {
-				return err
-			}
+			mux.Serve(c, agent.Streams(), a.answer)
 			c.Wait()
 			w = c.Last()
 		default:
@@ -115,36 +111,16 @@ func (a *Agent) greet(l *agent.Line) (quiet func()) {
 	return cancel
 }
 
-// serve answers one session.
-func (a *Agent) serve(c *agent.Conn) error {
-	s, err := yamux.Server(c, agent.Multiplex())
-	if err != nil {
-		return err
-	}
-	defer s.Close()
-	for {
-		st, err := s.AcceptStream()
-		if err != nil {
-			return nil // the session ended; the line may not have
-		}
-		if s.NumStreams() > agent.StreamMax {
-			st.Close()
-			continue
-		}
-		go a.answer(st)
-	}
-}
-
 // stream is one request's way to the host and back.
 type stream struct {
-	*yamux.Stream
+	*mux.Stream
 	frames *agent.Frames
 }
 
 // answer does what one stream asks.
-func (a *Agent) answer(st *yamux.Stream) {
+func (a *Agent) answer(st *mux.Stream) {
 	defer st.Close()
-	s := &stream{Stream: st, frames: agent.NewFrames(bufio.NewReaderSize(st, 4<<10))}
+	s := &stream{Stream: st, frames: agent.NewFrames(st)}
 	st.SetReadDeadline(time.Now().Add(requestTimeout))
 	kind, payload, err := s.frames.Next()
 	if err != nil || kind != agent.KindRequest {

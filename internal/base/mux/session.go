@@ -97,6 +97,13 @@ func Serve(c Carrier, o Options, answer func(*Stream)) {
 // Ended is closed with the session.
 func (s *Session) Ended() <-chan struct{} { return s.ended }
 
+// Over reports whether the session ended.
+func (s *Session) Over() bool {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.over
+}
+
 // Close ends the session and with it all streams.
 func (s *Session) Close() error {
 	s.mu.Lock()

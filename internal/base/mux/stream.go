@@ -164,10 +164,14 @@ func (st *Stream) send(kind byte, flags uint16, length uint32, body []byte) erro
 	st.s.mu.Lock()
 	flags |= st.flags
 	st.flags = 0
+	closed := st.closed
 	over := st.s.over
 	st.s.mu.Unlock()
-	if over {
+	switch {
+	case over:
 		return ErrEnded
+	case flags&flagSYN != 0 && closed: // before the other end heard of it
+		return ErrClosed
 	}
 	return st.s.c.Send(head(kind, flags, st.id, length), body)
 }
