@@ -31,6 +31,9 @@ type Fabric interface {
 	// Unplug forgets the port named device and removes the device if it is
 	// still there.
 	Unplug(ctx context.Context, device string) error
+	// Ports are the devices that are plugged, also by an earlier daemon, whose
+	// names begin so. It is a look in memory.
+	Ports(prefix string) []string
 	// Forward makes the port forwards of this network be exactly these.
 	Forward(ctx context.Context, all []Forward) error
 	// Device is the host's own interface on the network.

@@ -2,11 +2,13 @@ package guests
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"lodge/internal/base/blockdev"
 	"lodge/internal/base/errs"
@@ -30,7 +32,11 @@ const SpareIDs = firstID + (1<<32-firstID)/idsPerGuest*idsPerGuest - idsPerGuest
 
 // Device returns the name of the host's end of a guest's nth network card. It
 // is at most 15 characters long, as the kernel wants it.
-func Device(slot, n int) string { return fmt.Sprintf("lg%dn%d", slot, n) }
+func Device(slot, n int) string { return devices(slot) + strconv.Itoa(n) }
+
+// devices is what the names of all of a guest's cards begin with, and of no other
+// guest's.
+func devices(slot int) string { return fmt.Sprintf("lg%dn", slot) }
 
 func (r *Reconciler) dir(id string) string { return filepath.Join(r.Dir, id) }
 
@@ -176,6 +182,28 @@ func (r *Reconciler) detachNIC(ctx context.Context, g guest.Guest, n guest.NIC) 
 	return net.Unplug(ctx, Device(g.Holder.Slot, n.Number()))
 }
 
+// strays takes back the guest's ports that are of none of these cards, whatever
+// made them: a daemon that died before it could note what a run has leaves ports
+// that no record tells of.
+func (r *Reconciler) strays(ctx context.Context, g guest.Guest, cards []guest.NIC) (err error) {
+	type port struct {
+		of     fabric.Fabric
+		device string
+	}
+	var all []port
+	r.Networks.All(func(name string, f fabric.Fabric) {
+		for _, device := range f.Ports(devices(g.Holder.Slot)) {
+			if !slices.ContainsFunc(cards, func(n guest.NIC) bool { return n.Network == name && Device(g.Holder.Slot, n.Number()) == device }) {
+				all = append(all, port{f, device})
+			}
+		}
+	})
+	for _, p := range all {
+		err = errors.Join(err, p.of.Unplug(ctx, p.device))
+	}
+	return err
+}
+
 // former are the network cards that the last run had, or may have had, and the
 // next one is not to have.
 func former(g guest.Guest) (nics []guest.NIC) {
@@ -196,6 +224,9 @@ func (r *Reconciler) detach(ctx context.Context, g guest.Guest) error {
 		if err := r.detachNIC(ctx, g, n); err != nil {
 			return err
 		}
+	}
+	if err := r.strays(ctx, g, nil); err != nil {
+		return err
 	}
 	if err := r.Cgroups.Remove(ctx, g.ID); err != nil {
 		return err

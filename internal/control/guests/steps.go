@@ -175,6 +175,9 @@ func (r *Reconciler) renew(ctx context.Context, g guest.Guest) error {
 			return err
 		}
 	}
+	if err := r.strays(ctx, g, g.Spec.NICs); err != nil {
+		return err
+	}
 	if err := r.Cgroups.Remove(ctx, g.ID); err != nil {
 		return err
 	}

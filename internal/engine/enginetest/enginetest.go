@@ -81,7 +81,7 @@ func Run(t *testing.T, h Harness) {
 		{"diskFull", diskFull}, {"memoryFull", memoryFull}, {"plugDisk", plugDisk}, {"plugNIC", plugNIC},
 		{"reconnect", reconnect}, {"keeperKilled", keeperKilled}, {"daemonKilled", daemonKilled},
 		// Those that do not:
-		{"lifecycle", lifecycle}, {"shutdown", shutdown}, {"selfMade", selfMade}, {"exit", exit}, {"badInit", badInit}, {"crash", crash}, {"panic", kernelPanic},
+		{"lifecycle", lifecycle}, {"shutdown", shutdown}, {"selfMade", selfMade}, {"hostFull", hostFull}, {"exit", exit}, {"badInit", badInit}, {"crash", crash}, {"panic", kernelPanic},
 		{"console", console}, {"flood", flood}, {"network", network}, {"save", save}, {"debug", debug}, {"many", many},
 	} {
 		t.Run(c.name, func(t *testing.T) { c.test(t, all) })

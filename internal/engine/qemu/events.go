@@ -21,7 +21,12 @@ func (l *link) event(e qmp.Event) {
 			}
 		})
 	case "RESUME":
-		l.note(func() { l.status, l.trouble = "running", "" })
+		l.note(func() {
+			l.status = "running"
+			if !l.retrying { // it may stand still again at once
+				l.trouble = ""
+			}
+		})
 		l.theirAgent((*guestAgent).ask)
 	case "RESET":
 		l.note(func() { l.trouble, l.noBoot = "", nil })
@@ -83,6 +88,9 @@ func (l *link) ioError(data json.RawMessage) {
 		return
 	}
 	name := strings.TrimPrefix(d.Node, nodeName(""))
+	if name == volumeSerial {
+		name = ownSerial // as people know it
+	}
 	if !d.NoSpace || d.Action != "stop" {
 		l.note(func() { l.trouble = "its disk " + name + " fails: " + d.Reason })
 		return
@@ -90,19 +98,37 @@ func (l *link) ioError(data json.RawMessage) {
 	l.note(func() {
 		l.status, l.trouble = "io-error", "it stands still because there is no space left for its disk "+name
 	})
-	go l.retry()
+	l.retryLater()
 }
 
-// retry lets a guest try again to write what there was no space for.
-func (l *link) retry() {
-	l.sleep(retryAfter)
+// retryLater lets a guest try again to write what there was no space for, now and
+// then, until it can: by one retry, however many writes failed. A QEMU that is
+// told to go on after it said that one failed, and before it stopped, neither
+// stops nor tries that one again.
+func (l *link) retryLater() {
 	l.mu.Lock()
-	still := l.status == "io-error"
+	waits := l.retrying
+	l.retrying = true
 	l.mu.Unlock()
-	if still && l.life.Err() == nil {
-		if err := l.do(l.life, "cont", nil, nil); err != nil {
-			l.e.o.Log.Warn("a guest whose disk was full cannot go on", "guest", l.id, "err", err)
+	if !waits {
+		go l.retry()
+	}
+}
+
+func (l *link) retry() {
+	for over := false; !over && l.life.Err() == nil; {
+		l.sleep(retryAfter)
+		if l.state() == "io-error" {
+			if err := l.do(l.life, "cont", nil, nil); err != nil {
+				l.e.o.Log.Warn("a guest whose disk was full cannot go on", "guest", l.id, "err", err)
+			}
+			l.sleep(settleAfter)
 		}
+		l.note(func() {
+			if over = l.status != "io-error"; over {
+				l.retrying, l.trouble = false, ""
+			}
+		})
 	}
 }
 

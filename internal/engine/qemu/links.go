@@ -30,6 +30,9 @@ const (
 	// guest whose disk was full is let go on.
 	reopenAfter = time.Second
 	retryAfter  = 5 * time.Second
+	// settleAfter is how soon such a guest stands still again if there is still
+	// no space.
+	settleAfter = time.Second
 )
 
 // links are the lines to this daemon's guests: one for each QEMU, however many
@@ -58,15 +61,16 @@ type link struct {
 	life   context.Context
 	tried  chan struct{} // closed when the monitor answered, or did not, for the first time
 
-	mu      sync.Mutex
-	monitor *qmp.Client // nil while it does not answer
-	failure error       // why not
-	status  string      // QEMU's word: "running", "paused", "io-error", ...
-	trouble string
-	noBoot  *guest.NoBoot         // why nothing boots
-	deleted map[string]chan error // waits for the end of a device
-	move    *move                 // that is under way, or nil
-	device  sync.Mutex            // one change of the devices at a time
+	mu       sync.Mutex
+	monitor  *qmp.Client // nil while it does not answer
+	failure  error       // why not
+	retrying bool        // the guest is let try again to write to a full disk, in a while
+	status   string      // QEMU's word: "running", "paused", "io-error", ...
+	trouble  string
+	noBoot   *guest.NoBoot         // why nothing boots
+	deleted  map[string]chan error // waits for the end of a device
+	move     *move                 // that is under way, or nil
+	device   sync.Mutex            // one change of the devices at a time
 }
 
 // link returns the lines to a guest, which are opened by the first call.
@@ -209,8 +213,11 @@ func (l *link) open() (*qmp.Client, error) {
 		return nil, err
 	}
 	l.note(func() { l.monitor, l.failure, l.status = c, nil, s.Status })
-	if s.Status == "watchdog" { // since an earlier daemon
+	switch s.Status { // since an earlier daemon
+	case "watchdog":
 		l.endHung()
+	case "io-error":
+		l.retryLater()
 	}
 	l.theirAgent((*guestAgent).ask)
 	return c, nil

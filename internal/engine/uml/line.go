@@ -25,6 +25,7 @@ type line struct {
 	mu    sync.Mutex
 	cards map[string]engine.NIC // that were plugged while this daemon ran, by name
 	held  uint64                // of memory, as far as this daemon knows
+	full  string                // disk whose writes wait for space on the host
 }
 
 // lines has the line of each guest that runs, from the first Connect until the
@@ -57,6 +58,10 @@ func (ls *lines) get(e *Engine, g guest.Guest, parts engine.Parts, h keeper.Held
 	if err != nil {
 		return nil, errors.Join(err, ch.Close())
 	}
+	space, err := launch.Take(h, fixed.Descriptor(spaceFile)+1)
+	if err != nil {
+		return nil, errors.Join(err, ch.Close(), mailbox.Close())
+	}
 	changed := func() {}
 	if e.o.Changed != nil {
 		changed = func() { e.o.Changed(g.ID) }
@@ -65,6 +70,7 @@ func (ls *lines) get(e *Engine, g guest.Guest, parts engine.Parts, h keeper.Held
 		Link: dial.Open(ch, dial.Options{Credit: true, Mailbox: mailbox, Changed: changed, Log: e.o.Log.With("guest", g.Name)})}
 	ls.of[g.ID] = l
 	go ls.forget(g.ID, l)
+	go l.followSpace(space, changed)
 	go e.slim(l, parts.Cgroup, h)
 	return l, nil
 }

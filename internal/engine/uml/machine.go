@@ -47,7 +47,13 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	frozen, err := m.e.o.Tree.Frozen(m.parts.Cgroup)
 	s := m.line.State()
 	p := engine.Probe{Paused: frozen, Ready: s.Ready}
-	if s.Silent && !frozen {
+	m.line.mu.Lock()
+	full := m.line.full
+	m.line.mu.Unlock()
+	switch {
+	case full != "":
+		p.Trouble = "what it writes waits because there is no space left for its disk " + full
+	case s.Silent && !frozen:
 		p.Trouble = engine.AgentSilent
 	}
 	return p, err

@@ -60,6 +60,7 @@ const (
 	lineFile = iota
 	initrdFile
 	mailboxFile
+	spaceFile // two descriptors
 	spareFile // the first of spares
 	firstCard = spareFile + spares
 )
@@ -67,7 +68,7 @@ const (
 // fixedFiles are the first of a jail's files, which are of the same kind for all
 // guests: what comes behind them has the same descriptors.
 func fixedFiles() []launch.File {
-	return []launch.File{lineFile: launch.Pair{}, initrdFile: launch.Memory{}, mailboxFile: launch.Memory{}}
+	return []launch.File{lineFile: launch.Pair{}, initrdFile: launch.Memory{}, mailboxFile: launch.Memory{}, spaceFile: launch.Pair{}}
 }
 
 // spares is how many network cards a guest can be given while it runs: each is
@@ -155,6 +156,7 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 			// archives to begin at a multiple of 4 bytes.
 			initrdFile:  launch.Memory{Name: "initrd", Parts: []launch.Part{{Bytes: config}, {Path: parts.Kernel.Initrd}}, Seal: unix.F_SEAL_GROW},
 			mailboxFile: launch.Memory{Name: "mailbox", Size: mailboxSize, Seal: unix.F_SEAL_GROW | unix.F_SEAL_SHRINK},
+			spaceFile:   launch.Pair{},
 		},
 		Limits:  launch.Limits{Descriptors: 4096},
 		Filter:  filter,
@@ -172,6 +174,7 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 	for _, d := range parts.Disks {
 		j.Binds = append(j.Binds, launch.Bind{Host: d.Path, Inside: place(d.Name), Writable: writable(d)})
 	}
+	j.Env = append(j.Env, "LODGE_DOOR="+strconv.Itoa(j.Descriptor(spaceFile)))
 	j.Argv = commandLine(g, parts, j, memory)
 	return j, nil
 }

@@ -314,6 +314,18 @@ func (n *Network) Unplug(_ context.Context, device string) error {
 	return nil
 }
 
+// Ports are the devices of ports whose names begin so.
+func (n *Network) Ports(prefix string) (all []string) {
+	n.mu.Lock()
+	defer n.mu.Unlock()
+	for device := range n.ports {
+		if strings.HasPrefix(device, prefix) {
+			all = append(all, device)
+		}
+	}
+	return all
+}
+
 // Forward replaces the network's port forwards in one transaction. One whose
 // port another program has is left out; the others are set, and the error is
 // the Conflict that names it.

@@ -80,6 +80,11 @@ func Run(t *testing.T, open func(t *testing.T) fabric.Driver, spec network.Spec)
 		if f, err = d.Ensure(t.Context(), name, spec); err != nil {
 			t.Fatal(err)
 		}
+		for device, want := range map[string]int{a.Port.Device: 1, "none": 0} {
+			if ports := f.Ports(device); len(ports) != want || want > 0 && ports[0] != device {
+				t.Errorf("ports of the name %s: %v", device, ports)
+			}
+		}
 		if s, err := f.Plug(t.Context(), b.Port); err != nil || s.Master != b.Socket.Master {
 			t.Errorf("plugged again: %+v, %v; at first %+v", s, err, b.Socket)
 		}

@@ -1,5 +1,5 @@
 #!/bin/sh
-# Builds the library that hands network cards to paravirtual guests:
+# Builds the library that stands between paravirtual guests and the host:
 # build.sh OUTPUT. Needs gcc (or $CC) and the C library's headers.
 set -eu
 out=$1
