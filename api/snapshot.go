@@ -35,4 +35,5 @@ type GuestClone struct {
 	Snapshot string `json:"snapshot,omitempty" doc:"of the other that it is made of; default: what the other is now"`
 	Running  bool   `json:"running,omitempty" doc:"it goes on from where the other is, with an identity of its own"`
 	Start    bool   `json:"start,omitempty" doc:"boot it"`
+	Count    int    `json:"count,omitempty" doc:"make this many, of one moment; their names get the suffix -1, -2, …" minimum:"0" maximum:"10000"`
 }

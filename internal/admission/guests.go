@@ -35,6 +35,10 @@ func (d *Door) CreateGuests(ctx context.Context, by string, w GuestWish) (Operat
 		return Operation{}, err
 	}
 	defer p.free()
+	return d.createPlanned(ctx, by, "guest.create", p)
+}
+
+func (d *Door) createPlanned(ctx context.Context, by, verb string, p *guestPlan) (Operation, error) {
 	subjects := make([]operation.Subject, 0, len(p.names))
 	var op Operation
 	for names := range slices.Chunk(p.names, batchOf(len(p.networks))) {
@@ -48,7 +52,7 @@ func (d *Door) CreateGuests(ctx context.Context, by string, w GuestWish) (Operat
 		}
 		last := len(subjects) == len(p.names)
 		if last {
-			op = d.receipt(tx, by, "guest.create", subjects)
+			op = d.receipt(tx, by, verb, subjects)
 		}
 		if _, err := tx.Commit(ctx); err != nil {
 			return Operation{}, d.undo(ctx, by, subjects[:len(subjects)-len(names)], err)
@@ -95,11 +99,19 @@ func (d *Door) planGuests(w GuestWish) (*guestPlan, error) {
 		return nil, err
 	}
 	for _, n := range names {
-		if _, err := d.Tables.Guests.Get(n); err == nil {
-			return nil, &errs.Error{Kind: errs.Exists, Ref: "guest/" + n, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge rm " + n}
+		if err := d.unnamed(n); err != nil {
+			return nil, err
 		}
 	}
 	return p, nil
+}
+
+// unnamed says so if there is a guest of that name.
+func (d *Door) unnamed(name string) error {
+	if _, err := d.Tables.Guests.Get(name); err != nil {
+		return nil
+	}
+	return &errs.Error{Kind: errs.Exists, Ref: "guest/" + name, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge rm " + name}
 }
 
 // checkGuest judges everything of a wish but its image and the guests there

@@ -226,13 +226,20 @@ type CloneWish struct {
 	Snapshot string // empty: as the other is now
 	Running  bool   // it goes on from where the other was
 	Start    bool
+	Count    int // more than 0: make this many, named Name-1, Name-2, ...
 }
 
-// CloneGuest makes a guest of another's private data, with a name and addresses
-// of its own. Ports of the host keep leading to the other.
+// CloneGuest makes a guest of another's private data, or w.Count of them, with a
+// name and addresses of its own. Ports of the host keep leading to the other.
 func (d *Door) CloneGuest(ctx context.Context, by, from string, w CloneWish) (Operation, error) {
-	if err := model.CheckName("name", w.Name); err != nil {
+	names, err := guestNames(GuestWish{Name: w.Name, Count: w.Count})
+	if err != nil {
 		return Operation{}, err
+	}
+	for _, n := range names {
+		if err := d.unnamed(n); err != nil {
+			return Operation{}, err
+		}
 	}
 	g, err := there(d.Tables.Guests, guest.Kind, from)
 	if err != nil {
@@ -242,7 +249,10 @@ func (d *Door) CloneGuest(ctx context.Context, by, from string, w CloneWish) (Op
 	if err != nil {
 		return Operation{}, err
 	}
-	p := &guestPlan{names: []string{w.Name}, spec: cloneSpec(g, of, w.Start || w.Running), labels: maps.Clone(g.Labels)}
+	if len(names) > 1 && of.Snapshot == "" {
+		of.Group = d.NewID()
+	}
+	p := &guestPlan{names: names, spec: cloneSpec(g, of, w.Start || w.Running), labels: maps.Clone(g.Labels)}
 	defer p.free()
 	networks := []string{"none"}
 	if len(g.Spec.NICs) > 0 {
@@ -254,18 +264,12 @@ func (d *Door) CloneGuest(ctx context.Context, by, from string, w CloneWish) (Op
 	if err := d.findNetworks(networks, p); err != nil {
 		return Operation{}, err
 	}
-	return d.transact(ctx, by, "guest.clone", func(tx *store.Tx) ([]operation.Subject, error) {
-		s, err := d.createIn(tx, w.Name, p)
-		return []operation.Subject{s}, err
-	})
+	return d.createPlanned(ctx, by, "guest.clone", p)
 }
 
 // checkClone says whether g can be cloned as asked.
 func (d *Door) checkClone(g tables.GuestRecord, w CloneWish) (guest.CloneOf, error) {
 	of := guest.CloneOf{Guest: g.ID, Memory: w.Running}
-	if _, err := d.Tables.Guests.Get(w.Name); err == nil {
-		return of, &errs.Error{Kind: errs.Exists, Ref: "guest/" + w.Name, Field: "name", Msg: "exists already", Hint: "choose another name, or remove it: lodge rm " + w.Name}
-	}
 	if w.Snapshot != "" {
 		_, s, err := d.usable(g.Name, w.Snapshot)
 		if err != nil {

@@ -163,6 +163,14 @@ func TestCloneGuest(t *testing.T) {
 	if got := d.PublishOf(to.ID); len(got) != 0 {
 		t.Errorf("ports of the host lead to it: %v", got)
 	}
+	must(t)(d.CloneGuest(ctx, "user", "vm1", CloneWish{Name: "many", Running: true, Count: 3}))
+	one, three := get(t, d, "many-1").Spec, get(t, d, "many-3").Spec
+	if one.Clone.Group == "" || *one.Clone != *three.Clone || one.NICs[0].IPv4 == three.NICs[0].IPv4 {
+		t.Errorf("%+v %+v", one.Clone, three.Clone)
+	}
+	if _, err := d.CloneGuest(ctx, "user", "vm1", CloneWish{Name: "many", Count: 5}); !errs.Is(err, errs.Exists) {
+		t.Errorf("over those that are there: %v", err)
+	}
 	must(t)(d.CloneGuest(ctx, "user", "web1", CloneWish{Name: "web2"}))
 	if g := get(t, d, "web2"); g.Spec.Power != guest.Off || g.Spec.Boots != 0 || g.Spec.Clone.Memory {
 		t.Errorf("%+v", g.Spec)

@@ -215,7 +215,7 @@ func (b *bench) machineExecs(ctx context.Context, s *server) error {
 
 // memorySnapshots takes and restores snapshots with 256 MiB of memory.
 func (b *bench) memorySnapshots(ctx context.Context, s *server) error {
-	var save, restore Samples
+	var save, runs, restore Samples
 	for i := range 5 {
 		name := fmt.Sprintf("m%d", i)
 		begun := time.Now()
@@ -227,22 +227,25 @@ func (b *bench) memorySnapshots(ctx context.Context, s *server) error {
 		if _, err := s.lodge(ctx, "snapshot", "restore", "p", name, "--start"); err != nil {
 			return err
 		}
+		runs.add(time.Since(begun))
 		if err := s.answers(ctx, "p"); err != nil {
 			return err
 		}
 		restore.add(time.Since(begun))
 	}
 	b.report.add(timed("vm", "snapshot with memory, 256 MiB", "lodge", save).atMost(500),
+		timed("vm", "a running guest goes back to it, the whole command", "lodge", runs).atMost(500),
 		timed("vm", "a running guest goes back to it: its end, restore, answered exec", "lodge", restore).atMost(500))
 	return nil
 }
 
-// clones has ten copies of one running guest.
+// clones measures copies: of a running guest, one by one and many of one moment,
+// and of a template.
 func (b *bench) clones(ctx context.Context, s *server) error {
 	const n = 10
 	var each Samples
-	for i := range n {
-		name := fmt.Sprintf("k%d", i)
+	for i := range 5 {
+		name := fmt.Sprintf("c%d", i)
 		begun := time.Now()
 		if _, err := s.lodge(ctx, "clone", "p", name, "--running"); err != nil {
 			return err
@@ -251,17 +254,51 @@ func (b *bench) clones(ctx context.Context, s *server) error {
 			return err
 		}
 		each.add(time.Since(begun))
+		if _, err := s.lodge(ctx, "rm", "--force", name); err != nil {
+			return err
+		}
 	}
 	b.report.add(timed("vm", "copy of a running guest, to an answered exec", "lodge", each))
+	if err := b.copiesMemory(ctx, s, "copies of one moment of a running guest", n, "clone", "p", "k", "--running", "--count", fmt.Sprint(n)); err != nil {
+		return err
+	}
+	return b.copiesMemory(ctx, s, "copies of a template", n, "launch", "debian/12", "w", "--model", "vm", "--memory", "256MiB", "--count", fmt.Sprint(n))
+}
+
+// copiesMemory measures what memory idle copies take that one command makes,
+// whose third word is what they are called, and removes them.
+func (b *bench) copiesMemory(ctx context.Context, s *server, what string, n int, make ...string) error {
+	names := copyNames(make[2], n)
+	begun := time.Now()
+	if _, err := s.lodge(ctx, make...); err != nil {
+		return err
+	}
+	var all Samples
+	for _, name := range names {
+		if err := s.answers(ctx, name); err != nil {
+			return err
+		}
+	}
+	all.add(time.Since(begun))
 	time.Sleep(settle)
 	sum := 0.0
-	for i := range n {
-		g, err := s.guest(ctx, fmt.Sprintf("k%d", i))
+	for _, name := range names {
+		g, err := s.guest(ctx, name)
 		if err != nil {
 			return err
 		}
 		sum += proportional(g.Pid)
 	}
-	b.report.add(single("vm", fmt.Sprintf("memory of an idle copy, of %d (PSS)", n), "lodge", "MB", sum/n).atMost(50))
-	return nil
+	b.report.add(timed("vm", fmt.Sprintf("%d %s, until all have answered an exec", n, what), "lodge", all),
+		single("vm", fmt.Sprintf("memory of an idle one of %d %s (PSS)", n, what), "lodge", "MB", sum/float64(n)).atMost(50))
+	_, err := s.lodge(ctx, append([]string{"rm", "--force"}, names...)...)
+	return err
+}
+
+// copyNames are what n guests are called that one command makes.
+func copyNames(name string, n int) (all []string) {
+	for i := range n {
+		all = append(all, fmt.Sprintf("%s-%d", name, i+1))
+	}
+	return all
 }

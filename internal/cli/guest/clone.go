@@ -17,15 +17,19 @@ func newClone(f *cli.Factory) *cobra.Command {
 		wait cli.Waiting
 	)
 	cmd := &cobra.Command{
-		Use: "clone GUEST NEW-NAME", Short: "Make a guest that is like another",
+		Use: "clone GUEST NEW-NAME", Short: "Make guests that are like another",
 		Long: "Make a guest of another's files, with a name, addresses and a machine-id of its own. It shares what is not\n" +
 			"written anew with the other, where the pool can. Ports of the host keep leading to the other.\n" +
-			"With --running it goes on from where the other is, instead of booting (model vm).",
-		Example:           "  lodge clone web1 web2 --start\n  lodge clone web1 test --snapshot before-upgrade\n  lodge clone vm1 vm2 --running",
+			"With --running it goes on from where the other is, instead of booting (model vm). Many made by one\n" +
+			"command are copies of one moment, and share the memory that none of them changes.",
+		Example: "  lodge clone web1 web2 --start\n  lodge clone web1 test --snapshot before-upgrade\n  lodge clone vm1 vm2 --running\n" +
+			"  lodge clone vm1 trial --running --count 10",
 		Args:              cli.Named("GUEST", "NEW-NAME"),
 		ValidArgsFunction: completeGuest(f),
 		RunE: func(cmd *cobra.Command, args []string) error {
-			ask.Name = args[1]
+			if ask.Name = args[1]; cmd.Flags().Changed("count") && ask.Count < 1 {
+				return cli.Usagef(cmd, "--count must be at least 1")
+			}
 			_, err := f.Do(cmd.Context(), &wait, func(ctx context.Context, c *client.Client, w time.Duration) (api.Operation, error) {
 				return c.CloneGuest(ctx, args[0], ask, w)
 			})
@@ -36,6 +40,7 @@ func newClone(f *cli.Factory) *cobra.Command {
 	fl.StringVar(&ask.Snapshot, "snapshot", "", "make it of this snapshot, not of what the guest is now")
 	fl.BoolVar(&ask.Running, "running", false, "let it go on from where the other is")
 	fl.BoolVar(&ask.Start, "start", false, "boot it")
+	fl.IntVar(&ask.Count, "count", 0, "make this many, called NEW-NAME-1, NEW-NAME-2, …")
 	wait.Flags(cmd)
 	return cmd
 }

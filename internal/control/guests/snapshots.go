@@ -12,7 +12,6 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
-	"lodge/internal/base/fsx"
 	"lodge/internal/engine"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/snapshot"
@@ -201,51 +200,6 @@ func (r *Reconciler) recover(ctx context.Context, g guest.Guest) error {
 		}
 	}
 	return r.report(ctx, g, done)
-}
-
-// clone makes a guest's layer of another's.
-func (r *Reconciler) clone(ctx context.Context, g guest.Guest) error {
-	pool, err := r.Pools.Get(g.Spec.Pool)
-	if err != nil {
-		return err
-	}
-	of := g.Spec.Clone
-	if !exists(pool.Path(g.ID)) {
-		if err := r.cloneVolume(ctx, g, pool); err != nil {
-			return err
-		}
-	}
-	dir := pool.Path(g.ID)
-	if err := errors.Join(markCopy(dir), fsx.SyncDir(dir)); err != nil {
-		return storage.Failed("guest.clone", g.Key().String(), err)
-	}
-	if !of.Memory {
-		if err := dropMemory(dir); err != nil {
-			return err
-		}
-		if err := ownIdentity(ctx, dir); err != nil {
-			return storage.Failed("guest.clone", g.Key().String(), err)
-		}
-	}
-	model, _ := g.InForce()
-	return r.report(ctx, g, func(s *guest.Status) { s.Cloned, s.Model = true, model })
-}
-
-func (r *Reconciler) cloneVolume(ctx context.Context, g guest.Guest, pool storage.Pool) error {
-	of := g.Spec.Clone
-	if of.Snapshot != "" {
-		return pool.Clone(ctx, of.Guest, of.Snapshot, g.ID)
-	}
-	if !r.claim(of.Guest) {
-		return &errs.Error{Kind: errs.Busy, Ref: "guest/" + of.Guest, Msg: "something else is being done with it"}
-	}
-	defer r.unclaim(of.Guest)
-	source, err := r.Guest(of.Guest)
-	if err != nil {
-		return err
-	}
-	_, err = r.still(ctx, source, pool, of.Memory, func() error { return pool.Clone(ctx, source.ID, "", g.ID) })
-	return err
 }
 
 func exists(path string) bool {

@@ -16,6 +16,7 @@ import (
 	"lodge/internal/model/snapshot"
 	"lodge/internal/storage"
 	"lodge/internal/store"
+	"lodge/internal/store/tables"
 )
 
 // shelf is a pool whose volumes are folders, and their snapshots copies.
@@ -415,14 +416,26 @@ func TestASaveIsTakenUpByTheNextDaemon(t *testing.T) {
 // another is a second guest, which is to be a clone.
 func (w *world) another(of guest.CloneOf) string {
 	w.t.Helper()
-	rec, err := w.r.Tables.Guests.Create(w.t.Context(), "clone", guest.Spec{Model: guest.OS, Pool: "default", Power: guest.On, Boots: 1, Clone: &of})
+	id := w.further("clone", of)
+	w.place(id, 1)
+	return id
+}
+
+// further is another clone, which has no place yet.
+func (w *world) further(name string, of guest.CloneOf) string {
+	w.t.Helper()
+	rec, err := w.r.Tables.Guests.Create(w.t.Context(), name, guest.Spec{Model: guest.OS, Pool: "default", Power: guest.On, Boots: 1, Clone: &of})
 	if err != nil {
 		w.t.Fatal(err)
 	}
-	if _, err := w.r.Tables.Holders.Create(w.t.Context(), rec.ID, guest.Holder{Host: "h", Slot: 1}, store.WithID(rec.ID)); err != nil {
+	return rec.ID
+}
+
+func (w *world) place(id string, slot int) {
+	w.t.Helper()
+	if _, err := w.r.Tables.Holders.Create(w.t.Context(), id, guest.Holder{Host: "h", Slot: slot}, store.WithID(id)); err != nil {
 		w.t.Fatal(err)
 	}
-	return rec.ID
 }
 
 // as lets f work on another guest.
@@ -468,6 +481,42 @@ func TestCloneOfARunningGuestGoesOn(t *testing.T) {
 	w.memory(false)
 	if exists(filepath.Join(e.shelf.Path(id), copyMark)) {
 		t.Error("it counts as a copy for ever")
+	}
+}
+
+// TestCopiesOfOneMoment: guests that were asked for together are copies of one
+// moment. None is made before all have a place, and none that is not wanted any
+// more.
+func TestCopiesOfOneMoment(t *testing.T) {
+	w, e := newSaver(t)
+	of := guest.CloneOf{Guest: w.id, Memory: true, Group: "g"}
+	first, second := w.another(of), w.further("second", of)
+	gone := w.further("gone", of)
+	w.place(gone, 3)
+	if _, err := w.r.Tables.Guests.Update(t.Context(), "gone", func(r *tables.GuestRecord) error { r.Deleting = &w.now; return nil }); err != nil {
+		t.Fatal(err)
+	}
+	other := w.further("other", guest.CloneOf{Guest: w.id, Memory: true, Group: "another"})
+	w.place(other, 4)
+	w.as(first, func() {
+		if wait, err := w.pass(); wait != claimAgain || err != nil {
+			t.Errorf("without a place for all: %v, %v", wait, err)
+		}
+	})
+	if s := e.said(); s != "" {
+		t.Errorf("without a place for all: %s", s)
+	}
+	w.place(second, 2)
+	w.as(second, func() { w.expect(w.settle(), guest.Running) })
+	if s := e.said(); s != "pause save resume start:memory.used renew" {
+		t.Errorf("the second was made by: %s", s)
+	}
+	if exists(e.shelf.Path(gone)) || exists(e.shelf.Path(other)) {
+		t.Error("a layer was made that nobody wants, or that belongs to others")
+	}
+	w.as(first, func() { w.expect(w.settle(), guest.Running); w.memory(false) })
+	if s := e.said(); s != "start:memory.used renew" {
+		t.Errorf("the first was made by: %s", s)
 	}
 }
 

@@ -22,7 +22,7 @@ import (
 func (r *Reconciler) take(ctx context.Context, g guest.Guest, s guest.Step) (time.Duration, error) {
 	switch s {
 	case guest.Clone:
-		return 0, r.clone(ctx, g)
+		return r.clone(ctx, g)
 	case guest.Recover:
 		return 0, r.recover(ctx, g)
 	case guest.Convert:

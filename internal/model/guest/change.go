@@ -39,6 +39,7 @@ type CloneOf struct {
 	Guest    string `json:"guest"`              // id
 	Snapshot string `json:"snapshot,omitempty"` // id; empty: what the guest was when the clone was made
 	Memory   bool   `json:"memory,omitempty"`   // it goes on from where the other was
+	Group    string `json:"group,omitempty"`    // those with the same are copies of one moment
 }
 
 // RestoreOf is a wish to go back to a snapshot.
@@ -56,3 +57,10 @@ func (g Guest) RestoreWanted() bool {
 // CloneWanted reports whether g's writable layer is still to be made of
 // another's.
 func (g Guest) CloneWanted() bool { return g.Spec.Clone != nil && !g.Status.Cloned }
+
+// SameMoment reports whether g is still to be made a copy, and of the moment
+// that other is a copy of.
+func (g Guest) SameMoment(other Guest) bool {
+	of := other.Spec.Clone
+	return g.Deleting == nil && g.CloneWanted() && of != nil && of.Group != "" && g.Spec.Clone.Group == of.Group
+}
