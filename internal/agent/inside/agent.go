@@ -113,14 +113,22 @@ func (a *Agent) greet(l *agent.Line) (quiet func()) {
 
 // stream is one request's way to the host and back.
 type stream struct {
-	*mux.Stream
+	caller
 	frames *agent.Frames
+}
+
+// caller is whoever a request came from.
+type caller interface {
+	io.ReadWriter
+	SetDeadline(t time.Time)
+	SetReadDeadline(t time.Time)
+	SetWriteDeadline(t time.Time)
 }
 
 // answer does what one stream asks.
 func (a *Agent) answer(st *mux.Stream) {
 	defer st.Close()
-	s := &stream{Stream: st, frames: agent.NewFrames(st)}
+	s := &stream{caller: st, frames: agent.NewFrames(st)}
 	st.SetReadDeadline(time.Now().Add(requestTimeout))
 	kind, payload, err := s.frames.Next()
 	if err != nil || kind != agent.KindRequest {

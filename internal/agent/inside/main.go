@@ -180,7 +180,8 @@ func (a *Agent) awaitReady(notify, born *os.File) {
 			return
 		}
 		for line := range strings.Lines(string(b[:n])) {
-			if strings.TrimSpace(line) == "READY=1" {
+			if strings.TrimSpace(line) == "READY=1" && !a.isReady() {
+				a.rehearse()
 				a.Ready()
 			}
 		}

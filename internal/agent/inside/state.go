@@ -59,6 +59,11 @@ func (a *Agent) watch(s *stream) {
 // Ready tells the host that the guest is up.
 func (a *Agent) Ready() { a.state.set(func(s *agent.State) { s.Ready = true }) }
 
+func (a *Agent) isReady() bool {
+	now, _ := a.state.get()
+	return now.Ready
+}
+
 // LookUp reads the guest's addresses anew.
 func (a *Agent) LookUp() {
 	found := reachable()
