@@ -32,7 +32,7 @@ func run() int {
 	ctx, signals, stop := cli.WatchSignals(context.Background())
 	defer stop()
 	f := &cli.Factory{Streams: cli.SystemStreams(), Signals: signals, Version: version.Version}
-	root := newRoot(f)
+	root := rootFor(f, os.Args[1:])
 	err := root.ExecuteContext(ctx)
 	if err != nil && ctx.Err() != nil {
 		// However a command wrapped it: the signal is why it ended.
@@ -58,8 +58,31 @@ lodge exec, shell and run end with the exit status of the guest's program: 127 i
 there is no such program in the guest, 126 if it cannot be run, 128 + N if signal
 N ended it.`
 
+// rootFor is newRoot without what args certainly do not mean: making all
+// commands takes a third of the time that lodge exec does, and programs call
+// that again and again.
+func rootFor(f *cli.Factory, args []string) *cobra.Command {
+	if len(args) == 0 || args[0] != "exec" {
+		return newRoot(f)
+	}
+	root := newBare(f)
+	root.AddCommand(guest.NewExec(f))
+	return root
+}
+
 // newRoot puts the nouns together.
 func newRoot(f *cli.Factory) *cobra.Command {
+	root := newBare(f)
+	add(root, "guests", "Guests:", guest.Commands(f)...)
+	add(root, "things", "What guests need:", image.NewGroup(f), kernel.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f), snapshot.NewGroup(f))
+	add(root, "files", "Files:", manifest.Commands(f)...)
+	add(root, "host", "The host:", append(host.Commands(f), engine.NewGroup(f), op.NewGroup(f), guest.NewGroup(f), guest.NewDebug(f, host.NewGraph(f)))...)
+	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodes})
+	return root
+}
+
+// newBare is the program without commands.
+func newBare(f *cli.Factory) *cobra.Command {
 	root := &cobra.Command{
 		Use:   "lodge",
 		Short: "Divide a server into virtual servers",
@@ -89,11 +112,6 @@ the local one; LODGE_TOKEN and LODGE_CACERT go with https.`,
 		return nil
 	}
 	f.Flags(root)
-	add(root, "guests", "Guests:", guest.Commands(f)...)
-	add(root, "things", "What guests need:", image.NewGroup(f), kernel.NewGroup(f), pool.NewGroup(f), network.NewGroup(f), forward.NewGroup(f), snapshot.NewGroup(f))
-	add(root, "files", "Files:", manifest.Commands(f)...)
-	add(root, "host", "The host:", append(host.Commands(f), engine.NewGroup(f), op.NewGroup(f), guest.NewGroup(f), guest.NewDebug(f, host.NewGraph(f)))...)
-	root.AddCommand(&cobra.Command{Use: "exit-codes", Short: "What the exit codes mean", Long: exitCodes})
 	return root
 }
 

@@ -18,7 +18,8 @@ type execOptions struct {
 	ask   api.ExecRequest
 }
 
-func newExec(f *cli.Factory) *cobra.Command {
+// NewExec makes "lodge exec".
+func NewExec(f *cli.Factory) *cobra.Command {
 	o := &execOptions{Factory: f}
 	cmd := &cobra.Command{
 		Use: "exec GUEST [--] COMMAND…", Short: "Run a program in a guest",

@@ -30,7 +30,7 @@ func verbs(f *cli.Factory) []*cobra.Command {
 		newLaunch(f), newCreate(f),
 		newStart(f), newStop(f), newRestart(f), newPause(f), newResume(f), newSave(f),
 		newRm(f), newRename(f), newSet(f), newModel(f), newClone(f), newLs(f), newShow(f),
-		newExec(f), newShell(f), newConsole(f), newLogs(f), newCp(f),
+		NewExec(f), newShell(f), newConsole(f), newLogs(f), newCp(f),
 		newTop(f), newStats(f),
 		newAttach(f), newDetach(f), newExplain(f),
 		newScreenshot(f), newSendKey(f), newVNC(f),
