@@ -115,7 +115,7 @@ func (b *bench) machineBoots(ctx context.Context, s *server) (cold Samples, err 
 	}
 	const what = "cold launch of Debian with systemd, to ready"
 	base := timed("vm", what, "QEMU by hand, q35", plain)
-	base.Note = "same kernel, initramfs and image; no record, network, jail"
+	base.Note = "same kernel, initramfs, image and processor; no record, network, jail"
 	b.report.add(timed("vm", what, "lodge", own).beside(base).withinRatio(1), base, timed("vm", "launch until QEMU runs, the whole command", "lodge", starts).atMost(50),
 		timed("vm", "exec true, the first of a guest that has just booted", "lodge", first).atMost(45))
 	return own, nil
