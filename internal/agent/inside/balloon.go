@@ -4,6 +4,7 @@ import (
 	"encoding/binary"
 	"fmt"
 	"os"
+	"runtime/debug"
 	"sync"
 	"time"
 	"unsafe"
@@ -26,8 +27,10 @@ const (
 	// one keeps its pages where they are while the host takes them.
 	balloonPiece = 1 << 20
 	// balloonRest is what the guest keeps free: more than a program can fill
-	// while the agent takes a piece.
+	// while the agent takes a piece. squeezeRest is that for the moment which a
+	// squeeze takes, of a guest that has little to do.
 	balloonRest = 12 << 20
+	squeezeRest = 4 << 20
 )
 
 // hold makes the agent hold so many bytes, rounded down to whole pieces, and
@@ -43,7 +46,7 @@ func (b *balloon) hold(s *stream, bytes uint64) (held uint64, err error) {
 		b.held = b.held[:len(b.held)-1]
 	}
 	for uint64(len(b.held)+1)*balloonPiece <= bytes {
-		piece, err := takePiece(s)
+		piece, err := takePiece(s, balloonRest)
 		if err != nil {
 			return b.size(), err
 		}
@@ -63,8 +66,9 @@ func (b *balloon) squeeze(s *stream) error {
 			_ = unix.Munmap(piece)
 		}
 	}()
+	dropCaches()
 	for {
-		piece, err := takePiece(s)
+		piece, err := takePiece(s, squeezeRest)
 		if errs.Is(err, errs.Unsupported) {
 			return nil
 		}
@@ -81,9 +85,17 @@ func errNeeded() error {
 
 func (b *balloon) size() uint64 { return uint64(len(b.held)) * balloonPiece }
 
-// takePiece takes memory and has the host take it.
-func takePiece(s *stream) (piece []byte, err error) {
-	if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+balloonRest {
+// dropCaches frees what the guest's kernel remembers of its disks, and what the
+// agent does not use any more. What is in use is kept.
+func dropCaches() {
+	_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	debug.FreeOSMemory()
+}
+
+// takePiece takes memory and has the host take it, unless it would leave the
+// guest less than rest.
+func takePiece(s *stream, rest uint64) (piece []byte, err error) {
+	if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+rest {
 		return nil, errNeeded()
 	}
 	piece, err = unix.Mmap(-1, 0, balloonPiece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)

@@ -236,6 +236,14 @@ func commandLine(g guest.Guest, parts engine.Parts, j launch.Jail, memory uint64
 		// this kernel waits for a device.
 		"lpj=" + loopsPerJiffy,
 		"initcall_blacklist=" + skipped,
+		// 512 devices of the terminals of old, which no program uses any more, and
+		// which each take memory in the kernel and work in udev.
+		"pty.legacy_count=0",
+		// Many small caches in a small memory: what they have in reserve is less
+		// in single pages.
+		"slab_max_order=0",
+		// What JFS keeps ready for as many changes as a server makes.
+		"jfs.nTxBlock=128",
 	}
 	if parts.Kernel.Modules != "" {
 		argv = append(argv, "ubd"+strconv.Itoa(modulesDisk)+"rc="+modulesAt)

@@ -17,11 +17,13 @@ const (
 	slimAfter = 5 * time.Second // of little to do
 	slimTries = 60
 	slimIdle  = 0.1 // of a processor is little
+	// slimAgain is when it is done once more: what systems do that are up for a
+	// minute takes memory, too.
+	slimAgain = time.Minute
 )
 
-// slim frees what a guest needed only to boot, once: the archive that it booted
-// from and, in a moment when it has little to do, the memory that it does not
-// use.
+// slim frees what a guest needed only to boot: the archive that it booted from
+// and, in moments when it has little to do, the memory that it does not use.
 func (e *Engine) slim(l *line, group string, held keeper.Held) {
 	ctx, cancel := context.WithCancel(context.Background())
 	defer cancel()
@@ -38,6 +40,15 @@ func (e *Engine) slim(l *line, group string, held keeper.Held) {
 	if err := empty(held, initrdFile); err != nil {
 		e.o.Log.Debug("the archive that a guest booted from stays", "guest", held.State().Name, "err", err)
 	}
+	e.squeezeResting(ctx, l, group, held)
+	select {
+	case <-time.After(slimAgain):
+		e.squeezeResting(ctx, l, group, held)
+	case <-ctx.Done():
+	}
+}
+
+func (e *Engine) squeezeResting(ctx context.Context, l *line, group string, held keeper.Held) {
 	for range slimTries {
 		idle, err := e.rests(ctx, group)
 		if err != nil {
