@@ -128,7 +128,8 @@ const (
 	OpShutdown Op = "shutdown" // result once the guest's init was asked
 	OpReboot   Op = "reboot"   // likewise
 	OpFreeze   Op = "freeze"   // Seconds; result once nothing writes, until the stream closes or they passed
-	OpRenew    Op = "renew"    // Config
+	OpRenew    Op = "renew"    // Config, Served; the result has Kinds
+	OpServe    Op = "serve"    // HostKeys, of the kinds that renew told
 	OpOnline   Op = "online"   // use processors and memory that were plugged, and no more processors than Request.CPUs
 	OpGrow     Op = "grow"     // the volume, to the size of its device
 	OpTrim     Op = "trim"     // result with Bytes
@@ -154,6 +155,20 @@ type Request struct {
 	Keys    []string `json:"keys,omitempty"`    // as in authorized_keys
 	Entropy string   `json:"entropy,omitempty"` // hexadecimal digits
 	Bytes   uint64   `json:"bytes,omitempty"`
+	// Served says that the host makes the keys which the guest's server of the
+	// secure shell is to show.
+	Served   bool      `json:"served,omitempty"`
+	HostKeys []HostKey `json:"host_keys,omitempty"`
+}
+
+// HostKeysMax is how many kinds of keys a guest is given at most.
+const HostKeysMax = 8
+
+// HostKey is what the files of a key hold.
+type HostKey struct {
+	Kind   string `json:"kind"` // "ed25519"
+	Secret string `json:"secret"`
+	Public string `json:"public"`
 }
 
 // Exec is a program to run, with the meaning of session.Request.
@@ -174,6 +189,7 @@ type Result struct {
 	State *State   `json:"state,omitempty"`
 	Stats *Stats   `json:"stats,omitempty"`
 	Bytes uint64   `json:"bytes,omitempty"`
+	Kinds []string `json:"kinds,omitempty"` // of keys that were taken away and are to come from the host
 }
 
 // Problem is an error on its way.

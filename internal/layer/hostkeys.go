@@ -1,21 +1,14 @@
 package layer
 
 import (
-	"crypto"
-	"crypto/ecdsa"
-	"crypto/ed25519"
-	"crypto/elliptic"
-	"crypto/rand"
-	"crypto/rsa"
-	"encoding/pem"
 	"errors"
 	"io"
 	"os"
 	"strings"
 
-	"golang.org/x/crypto/ssh"
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/hostkeys"
 	"lodge/internal/base/ids"
 )
 
@@ -27,16 +20,6 @@ const (
 	keySuffix = "_key"
 	newPrefix = ".lodge-key-"
 )
-
-// keyMakers make the kinds of keys that there are today.
-var keyMakers = map[string]func() (crypto.Signer, error){
-	"ed25519": func() (crypto.Signer, error) {
-		_, key, err := ed25519.GenerateKey(rand.Reader)
-		return key, err
-	},
-	"ecdsa": func() (crypto.Signer, error) { return ecdsa.GenerateKey(elliptic.P256(), rand.Reader) },
-	"rsa":   func() (crypto.Signer, error) { return rsa.GenerateKey(rand.Reader, 3072) },
-}
 
 // freshKeys replaces the keys below upper by new ones of the same kinds, one
 // after the other, and removes those of kinds that nobody makes any more, and
@@ -59,8 +42,8 @@ func freshKeys(upper *os.File) error {
 	}
 	made := map[string]bool{}
 	for _, name := range old {
-		if maker := makerOf(name); maker != nil {
-			if err := freshKey(folder, name, maker); err != nil {
+		if kind := kindOf(name); kind != "" {
+			if err := freshKey(folder, name, kind); err != nil {
 				return err
 			}
 			made[name], made[name+".pub"] = true, true
@@ -77,14 +60,14 @@ func freshKeys(upper *os.File) error {
 	return folder.Sync()
 }
 
-// makerOf returns what makes keys of the kind that a file's name says, nil for
-// what is no secret key or of a kind of the past.
-func makerOf(name string) func() (crypto.Signer, error) {
+// kindOf returns the kind of key that a file's name says, "" for what is no
+// secret key or of a kind of the past.
+func kindOf(name string) string {
 	kind, secret := strings.CutSuffix(strings.TrimPrefix(name, keyPrefix), keySuffix)
-	if !secret {
-		return nil
+	if !secret || !hostkeys.Known(kind) {
+		return ""
 	}
-	return keyMakers[kind]
+	return kind
 }
 
 // keyFiles lists the files of keys in a folder, and what was left of writing
@@ -111,23 +94,15 @@ func keyFiles(folder *os.File) (names []string, err error) {
 }
 
 // freshKey puts a new pair of keys in the place of an old one.
-func freshKey(folder *os.File, name string, maker func() (crypto.Signer, error)) error {
-	key, err := maker()
+func freshKey(folder *os.File, name, kind string) error {
+	secret, public, err := hostkeys.Make(kind)
 	if err != nil {
 		return err
 	}
-	secret, err := ssh.MarshalPrivateKey(key, "")
-	if err != nil {
+	if err := replace(folder, name, secret, 0o600); err != nil {
 		return err
 	}
-	public, err := ssh.NewPublicKey(key.Public())
-	if err != nil {
-		return err
-	}
-	if err := replace(folder, name, pem.EncodeToMemory(secret), 0o600); err != nil {
-		return err
-	}
-	return replace(folder, name+".pub", ssh.MarshalAuthorizedKey(public), 0o644)
+	return replace(folder, name+".pub", public, 0o644)
 }
 
 // replace writes a file of root's beside the old one and renames it over that.

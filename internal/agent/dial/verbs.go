@@ -7,11 +7,13 @@ import (
 	"encoding/hex"
 	"errors"
 	"io"
+	"sync"
 	"time"
 
 	"lodge/internal/agent"
 	"lodge/internal/base/account"
 	"lodge/internal/base/errs"
+	"lodge/internal/base/hostkeys"
 	"lodge/internal/base/mux"
 )
 
@@ -113,8 +115,39 @@ func entropy() string {
 // Renew makes the guest, which may be a copy of another that ran, the one that
 // c describes.
 func (l *Link) Renew(ctx context.Context, c agent.Config) error {
-	_, err := l.ask(ctx, agent.Request{Op: agent.OpRenew, Config: &c, Time: time.Now().UnixNano(), Entropy: entropy()}, slow)
+	out, err := l.ask(ctx, agent.Request{Op: agent.OpRenew, Config: &c, Time: time.Now().UnixNano(), Entropy: entropy(), Served: true}, slow)
+	if err == nil && len(out.Kinds) > 0 {
+		go l.serve(out.Kinds)
+	}
 	return err
+}
+
+// makingKeys is held by who makes keys: nobody waits for them, and many guests
+// may be copied at once.
+var makingKeys sync.Mutex
+
+// serve gives a copied guest keys of its own for its server of the secure shell.
+// Its own processor may take minutes for what is done here in a moment; without
+// an answer it makes them itself.
+func (l *Link) serve(kinds []string) {
+	makingKeys.Lock()
+	defer makingKeys.Unlock()
+	var keys []agent.HostKey
+	for _, kind := range kinds[:min(len(kinds), agent.HostKeysMax)] {
+		if !hostkeys.Known(kind) {
+			continue
+		}
+		secret, public, err := hostkeys.Make(kind)
+		if err != nil {
+			return
+		}
+		keys = append(keys, agent.HostKey{Kind: kind, Secret: string(secret), Public: string(public)})
+	}
+	ctx, cancel := context.WithTimeout(context.Background(), slow)
+	defer cancel()
+	if _, err := l.ask(ctx, agent.Request{Op: agent.OpServe, HostKeys: keys}, slow); err != nil && l.o.Log != nil {
+		l.o.Log.Debug("a copied guest makes its keys itself", "err", err)
+	}
 }
 
 // Freeze brings the guest's writable layer to rest, for at most d. thaw ends

@@ -38,11 +38,12 @@ type Agent struct {
 	starter  starter
 	freezer  freezer
 	balloon  balloon
+	keys     serverKeys
 }
 
 // New makes an agent for the guest that c describes.
 func New(c agent.Config) *Agent {
-	a := &Agent{config: c, born: time.Now()}
+	a := &Agent{config: c, born: time.Now(), keys: serverKeys{at: hostKeys}}
 	a.state.init()
 	return a
 }
@@ -172,7 +173,9 @@ func (a *Agent) simple(r agent.Request) (out agent.Result, err error) {
 	case agent.OpReboot:
 		err = a.stop(true)
 	case agent.OpRenew:
-		err = a.renew(r)
+		out.Kinds, err = a.renew(r)
+	case agent.OpServe:
+		err = a.keys.take(r.HostKeys)
 	case agent.OpOnline:
 		err = online(r.CPUs)
 	case agent.OpGrow:

@@ -25,10 +25,11 @@ const (
 // seedMax is how much randomness is taken at once.
 const seedMax = 512
 
-// renew makes the guest, which may be a copy of another that ran, the one of c.
-func (a *Agent) renew(r agent.Request) error {
+// renew makes the guest, which may be a copy of another that ran, the one of c, and
+// returns the kinds of keys that the host is to make for it.
+func (a *Agent) renew(r agent.Request) (kinds []string, err error) {
 	if r.Config == nil || r.Config.ID == "" {
-		return errs.Bad("config", "is missing", "")
+		return nil, errs.Bad("config", "is missing", "")
 	}
 	c := *r.Config
 	old := a.Config()
@@ -37,23 +38,23 @@ func (a *Agent) renew(r agent.Request) error {
 	c.Channel, c.Credit, c.Mailbox = old.Channel, old.Credit, old.Mailbox
 	c.Init, c.Command, c.Alike = old.Init, old.Command, old.Alike
 	if err := seed(r.Entropy); err != nil {
-		return err
+		return nil, err
 	}
 	if err := setClock(r.Time); err != nil {
-		return err
+		return nil, err
 	}
 	if err := renumber(old.NICs, c.NICs); err != nil {
-		return err
+		return nil, err
 	}
 	if err := unix.Sethostname([]byte(c.Hostname)); err != nil {
-		return fmt.Errorf("host name %q: %w", c.Hostname, err)
+		return nil, fmt.Errorf("host name %q: %w", c.Hostname, err)
 	}
 	if c.Hostname != old.Hostname {
 		time.AfterFunc(laterTime, freshPrompts)
 	}
 	root, err := os.Open("/")
 	if err != nil {
-		return err
+		return nil, err
 	}
 	defer root.Close()
 	Personal(root, c)
@@ -61,13 +62,13 @@ func (a *Agent) renew(r agent.Request) error {
 		t := tree{root}
 		// Where it is no link to the other, it says the same.
 		t.put("var/lib/dbus/machine-id", line(c.Machine), 0)
-		freshKeys()
+		kinds = a.keys.fresh(r.Served)
 	}
 	a.mu.Lock()
 	a.config = c
 	a.mu.Unlock()
 	time.AfterFunc(settle, a.LookUp)
-	return nil
+	return kinds, nil
 }
 
 // seed mixes what the digits stand for into the kernel's randomness and makes
@@ -128,60 +129,6 @@ func freshPrompts() {
 	}
 }
 
-// keyTime is how long making a new key may take.
-const keyTime = time.Minute
-
-const hostKeys = "/etc/ssh/ssh_host_"
-
-// freshKeys replaces the keys that a secure shell's server shows, which were
-// another guest's, by new ones of the same kinds. Making them takes time that
-// the guest's owner need not wait for; until then the server has none.
-func freshKeys() {
-	old, _ := filepath.Glob(hostKeys + "*")
-	kinds := keyKinds(old)
-	for _, f := range old {
-		_ = os.Remove(f)
-	}
-	if len(kinds) == 0 {
-		return
-	}
-	time.AfterFunc(laterTime, func() {
-		for _, file := range candidates("ssh-keygen", searchPath, "/") {
-			if _, err := os.Stat(file); err != nil {
-				continue
-			}
-			for _, kind := range kinds {
-				makeKey(file, kind)
-			}
-			hangUpServers()
-			return
-		}
-	})
-}
-
-// keyKinds are the kinds of the secret keys among the files of a server's keys.
-func keyKinds(files []string) (kinds []string) {
-	for _, f := range files {
-		kind, secret := strings.CutSuffix(strings.TrimPrefix(f, hostKeys), "_key")
-		if secret && len(kind) < 16 && !strings.ContainsFunc(kind, func(r rune) bool { return (r < 'a' || r > 'z') && (r < '0' || r > '9') }) {
-			kinds = append(kinds, kind)
-		}
-	}
-	return kinds
-}
-
-// makeKey has ssh-keygen make a key, behind everything else that the guest does.
-func makeKey(program, kind string) {
-	p, err := spawn(program, "-q", "-t", kind, "-N", "", "-f", hostKeys+kind+"_key")
-	if err != nil {
-		return
-	}
-	_ = unix.Setpriority(unix.PRIO_PROCESS, p.Pid, 19)
-	t := time.AfterFunc(keyTime, func() { _ = p.Kill() })
-	_, _ = p.Wait()
-	t.Stop()
-}
-
 // spawn starts a program of the guest's that has nothing to say.
 func spawn(file string, args ...string) (*os.Process, error) {
 	null, err := os.OpenFile(os.DevNull, os.O_RDWR, 0)
@@ -197,14 +144,4 @@ func spawn(file string, args ...string) (*os.Process, error) {
 		forgive(p.Pid)
 	}
 	return p, err
-}
-
-// hangUpServers makes a secure shell's server, if one runs, read its keys anew.
-func hangUpServers() {
-	for _, pidFile := range []string{"/run/sshd.pid", "/var/run/sshd.pid"} {
-		if pid := int(number(strings.TrimSpace(read(pidFile)))); pid > 1 {
-			_ = unix.Kill(pid, unix.SIGHUP)
-			return
-		}
-	}
 }
