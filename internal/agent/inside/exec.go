@@ -3,6 +3,7 @@ package inside
 import (
 	"os"
 	"sync"
+	"sync/atomic"
 	"syscall"
 	"time"
 
@@ -35,22 +36,38 @@ func (a *Agent) exec(s *stream, r agent.Request) {
 		t.sent[k] = agent.NewWindow(agent.ExecWindow)
 	}
 	go t.listen()
-	var outs sync.WaitGroup
-	for k, f := range p.outs {
-		outs.Go(func() { t.carry(k, f) })
-	}
 	drained := make(chan struct{})
-	go func() { outs.Wait(); close(drained) }()
+	var left atomic.Int32
+	left.Store(int32(len(p.outs)))
+	for k, f := range p.outs {
+		go func() {
+			t.carry(k, f)
+			if left.Add(-1) == 0 {
+				close(drained)
+			}
+		}()
+	}
 	status := p.wait()
-	select {
-	case <-drained:
-	case <-time.After(linger):
+	if !isClosed(drained) {
+		select {
+		case <-drained:
+		case <-time.After(linger):
+		}
 	}
 	s.SetWriteDeadline(time.Now().Add(answerTimeout))
 	if agent.WriteNumbers(s, agent.KindExit, status) != nil {
 		t.hangUp()
 	}
 	<-drained
+}
+
+func isClosed(c <-chan struct{}) bool {
+	select {
+	case <-c:
+		return true
+	default:
+		return false
+	}
 }
 
 // traffic is what runs between a program and the host.
@@ -101,9 +118,19 @@ func (t *traffic) carry(k agent.Kind, from *os.File) {
 // listen does what the host says of the running program. Input is written
 // beside it, so that a signal does not wait for a program that does not read.
 func (t *traffic) listen() {
-	in := agent.NewInbox()
-	go t.feed(in)
-	defer in.End()
+	var box *agent.Inbox // most programs get none
+	put := func(b []byte) bool {
+		if box == nil {
+			box = agent.NewInbox()
+			go t.feed(box)
+		}
+		return box.Put(b)
+	}
+	defer func() {
+		if box != nil {
+			box.End()
+		}
+	}()
 	defer t.hangUp()
 	for {
 		kind, payload, err := t.s.frames.Next()
@@ -112,11 +139,11 @@ func (t *traffic) listen() {
 		}
 		switch kind {
 		case agent.KindIn:
-			if !in.Put(payload) {
+			if !put(payload) {
 				return // more than it was allowed to send
 			}
 		case agent.KindSlot:
-			if !t.letters.Open(payload, in.Put) {
+			if !t.letters.Open(payload, put) {
 				return
 			}
 		case agent.KindTaken:
