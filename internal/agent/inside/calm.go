@@ -4,7 +4,6 @@ import (
 	"os"
 	"runtime"
 	"strconv"
-	"unsafe"
 
 	"golang.org/x/sys/unix"
 )
@@ -18,26 +17,14 @@ const slack = 10_000_000
 // usualSlack is the kernel's for programs.
 const usualSlack = 50_000
 
-// calm makes the agent give way to the guest's programs: it is woken by the
-// clock no more than needed, and never in place of a program that runs when
-// that does something the agent waits for. So a short program runs from its
-// start to its end at once, and the agent finds all that it said together.
+// calm makes the agent disturb the guest's programs as little as it can.
 func (a *Agent) calm() {
 	runtime.GOMAXPROCS(1) // it has little to do, and each switch of threads costs
 	threads, _ := os.ReadDir("/proc/self/task")
 	for _, t := range threads { // those that come later inherit it
 		_ = os.WriteFile("/proc/"+t.Name()+"/timerslack_ns", []byte(strconv.Itoa(slack)), 0)
-		if id, err := strconv.Atoi(t.Name()); err == nil {
-			schedule(id, unix.SCHED_BATCH)
-		}
 	}
 	a.starter.calm = true
-}
-
-// schedule sets how a thread, or this one if it is 0, gets time.
-func schedule(thread int, policy uintptr) {
-	var priority int32
-	_, _, _ = unix.RawSyscall(unix.SYS_SCHED_SETSCHEDULER, uintptr(thread), policy, uintptr(unsafe.Pointer(&priority)))
 }
 
 // setSlack sets this thread's slack.

@@ -67,7 +67,7 @@ func (a *Agent) start(x agent.Exec) (*program, error) {
 // starter makes what programs inherit from the agent's thread what they should
 // have. The zero one is of an agent that is a program like others.
 type starter struct {
-	calm bool     // the agent gives way to what it starts (calm)
+	calm bool     // the agent's threads are not what programs should inherit (calm)
 	oom  *os.File // the agent's own standing when memory runs out, or nil
 
 	mu sync.Mutex
@@ -105,8 +105,6 @@ func (s *starter) with(alike bool, start func()) {
 		}
 	}
 	if s.calm {
-		schedule(0, unix.SCHED_NORMAL)
-		defer schedule(0, unix.SCHED_BATCH)
 		setSlack(usualSlack)
 		defer setSlack(slack)
 	}
