@@ -285,6 +285,10 @@ func (d *Door) checkClone(g tables.GuestRecord, w CloneWish) (guest.CloneOf, err
 	if !w.Running {
 		return of, nil
 	}
+	if g.Spec.Hardware.TPM {
+		return of, &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + g.Name, Field: "running",
+			Msg: "has a security module (TPM), whose secrets the clone would have too", Hint: "leave out --running: the clone boots with a module of its own"}
+	}
 	e, err := d.saving(g)
 	if err == nil && !e.Renew {
 		err = &errs.Error{Kind: errs.Unsupported, Ref: "guest/" + g.Name, Field: "running", Msg: fmt.Sprintf("engine %s cannot give a running guest another identity", e.Name), Hint: "leave out --running"}

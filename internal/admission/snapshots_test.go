@@ -8,6 +8,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/model/guest"
 	"lodge/internal/model/snapshot"
+	"lodge/internal/store/tables"
 )
 
 // withSnapshots is a door to a host whose virtual machines can be saved, with
@@ -151,6 +152,16 @@ func TestCloneGuest(t *testing.T) {
 		_, err := d.CloneGuest(ctx, "user", c.from, c.wish)
 		refused(t, err, c.kind, c.says, "")
 	}
+	tpm := func(has bool) {
+		t.Helper()
+		if _, err := d.Tables.Guests.Update(ctx, "vm1", func(r *tables.GuestRecord) error { r.Spec.Hardware.TPM = has; return nil }); err != nil {
+			t.Fatal(err)
+		}
+	}
+	tpm(true)
+	_, err := d.CloneGuest(ctx, "user", "vm1", CloneWish{Name: "x", Running: true})
+	refused(t, err, errs.Unsupported, "TPM", "")
+	tpm(false)
 	must(t)(d.CloneGuest(ctx, "user", "vm1", CloneWish{Name: "vm2", Running: true}))
 	from, to := get(t, d, "vm1"), get(t, d, "vm2")
 	if to.Spec.Power != guest.On || to.Spec.Boots != 1 || *to.Spec.Clone != (guest.CloneOf{Guest: from.ID, Memory: true}) || to.Spec.Model != guest.VM || to.Spec.Memory != from.Spec.Memory {

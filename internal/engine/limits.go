@@ -46,6 +46,10 @@ func (o Overhead) Limits(spec guest.Spec, disk string) cgroup.Limits {
 	return l
 }
 
+// TPMState is the folder in a guest's writable volume with all that its security
+// module knows. Without it the module is a new one, which nobody knows.
+func TPMState(volume string) string { return filepath.Join(volume, "tpm") }
+
 // ConsoleLog returns where the console of the guest whose directory is dir is
 // kept, for the engine that names it to the keeper and for whoever reads it.
 func ConsoleLog(dir string) string { return filepath.Join(dir, "console.log") }

@@ -59,6 +59,9 @@ func ownIdentity(ctx context.Context, dir string) error {
 	if err := layer.Anonymize(ctx, dir); err != nil {
 		return err
 	}
+	if err := os.RemoveAll(engine.TPMState(dir)); err != nil {
+		return err
+	}
 	return unmarkCopy(dir)
 }
 

@@ -449,8 +449,8 @@ func (w *world) as(id string, f func()) {
 func TestClone(t *testing.T) {
 	w, e := newSaver(t)
 	p := e.shelf
-	for _, name := range []string{"etc/machine-id", "etc/kept"} {
-		path := filepath.Join(p.Path(w.id), "upper", name)
+	for _, name := range []string{"upper/etc/machine-id", "upper/etc/kept", "tpm/tpm2-00.permall"} {
+		path := filepath.Join(p.Path(w.id), name)
 		if err := errors.Join(os.MkdirAll(filepath.Dir(path), 0o755), os.WriteFile(path, []byte("x"), 0o644)); err != nil {
 			t.Fatal(err)
 		}
@@ -468,6 +468,9 @@ func TestClone(t *testing.T) {
 	w.holds(id, "second")
 	if exists(filepath.Join(p.Path(id), "upper/etc/machine-id")) || !exists(filepath.Join(p.Path(id), "upper/etc/kept")) || !exists(filepath.Join(p.Path(w.id), "upper/etc/machine-id")) {
 		t.Error("the clone is not made a guest of its own, or more than that was taken away")
+	}
+	if exists(engine.TPMState(p.Path(id))) || !exists(engine.TPMState(p.Path(w.id))) {
+		t.Error("the clone has the other's security module, or the other has none any more")
 	}
 }
 

@@ -85,6 +85,9 @@ func (r *Reconciler) wantTemplate(ctx context.Context, g guest.Guest) {
 	if parts == nil || parts.Memory != "" || parts.Kernel.Path == "" {
 		return // it did not boot, or under an earlier daemon
 	}
+	if g.Spec.Hardware.TPM {
+		return // what goes on from a memory has the module that it knows
+	}
 	if _, info, err := r.engine(ctx, g); err == nil {
 		r.Templates.Want(g, info, *parts)
 	}

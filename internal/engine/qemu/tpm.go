@@ -4,9 +4,9 @@ import (
 	"context"
 	"fmt"
 	"os/exec"
-	"path/filepath"
 	"slices"
 
+	"lodge/internal/engine"
 	"lodge/internal/launch"
 )
 
@@ -49,7 +49,7 @@ func (b *builder) addTPM(t *tpm) {
 		}
 	}
 	b.Binds = append(b.Binds, launch.Bind{Host: t.shell, Inside: shellInside},
-		launch.Bind{Host: filepath.Join(b.parts.Root.Writable, "tpm"), Inside: tpmInside, Writable: true, Make: true, Files: tpmFiles()})
+		launch.Bind{Host: engine.TPMState(b.parts.Root.Writable), Inside: tpmInside, Writable: true, Make: true, Files: tpmFiles()})
 }
 
 // tpmFiles are what swtpm keeps there.
