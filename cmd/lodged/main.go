@@ -68,8 +68,6 @@ func run(ctx context.Context, args []string, out, talk io.Writer) int {
 		err = daemon.RestoreLimits(ctx, o)
 	case "openapi":
 		err = daemon.OpenAPI(out)
-	case "kvm-probe":
-		return daemon.ProbeKVM(out) // for the doctor: a broken KVM hangs its caller
 	case "version":
 		fmt.Fprintln(out, "lodged", version.Version)
 	case "help":
@@ -137,9 +135,6 @@ func options(args []string, talk io.Writer) (daemon.Options, error) {
 	}
 	if o.HTTPS == "none" {
 		o.HTTPS = ""
-	}
-	if self, err := os.Executable(); err == nil { // where it cannot be told, KVM is not tried
-		o.KVMProbe = []string{self, "kvm-probe"}
 	}
 	o.Log = slog.New(slog.NewTextHandler(talk, &slog.HandlerOptions{Level: l}))
 	return o, nil

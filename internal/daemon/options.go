@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/kvmprobe"
 	"lodge/internal/engine"
 )
 
@@ -28,11 +29,6 @@ type Options struct {
 	Log       *slog.Logger
 
 	Engines engine.Set // beside Lodge's own, after them
-
-	// KVMProbe is a command that calls ProbeKVM, in a process of its own since
-	// a broken KVM hangs its caller. Only the program knows what starts it so;
-	// without one KVM is not tried and not used.
-	KVMProbe []string
 }
 
 // Defaults returns the options of a server that is Lodge's alone.
@@ -74,7 +70,10 @@ func (o *Options) check() error {
 // Socket is where the daemon listens for the host's own administrator.
 func (o Options) Socket() string { return filepath.Join(o.RunDir, "lodged.sock") }
 
-func (o Options) programs() string  { return filepath.Join(o.RunDir, "bin") }
+func (o Options) programs() string { return filepath.Join(o.RunDir, "bin") }
+func (o Options) kvmProbe() []string {
+	return []string{filepath.Join(o.programs(), keeperProgram), kvmprobe.Argument}
+}
 func (o Options) keeperDir() string { return filepath.Join(o.RunDir, "keeper") }
 func (o Options) storeDir() string  { return filepath.Join(o.DataDir, "store") }
 func (o Options) imageDir() string  { return filepath.Join(o.DataDir, "images") }

@@ -141,7 +141,7 @@ func (c content) Export(ctx context.Context, name, format string, w io.Writer) e
 // examine runs the doctor.
 func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
 	var out []api.Check
-	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: d.opt.KVMProbe, Kernels: d.kernelsThere(ctx)}
+	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: d.opt.kvmProbe(), Kernels: d.kernelsThere(ctx)}
 	d.networks.All(func(_ string, f fabric.Fabric) { o.Bridges = append(o.Bridges, f.Device()) })
 	for _, c := range doctor.Run(ctx, o) {
 		out = append(out, api.Check{
@@ -153,13 +153,7 @@ func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
 
 // tryKVM says whether guests run on this host's KVM at the processor's own
 // speed, and what was seen.
-func (o Options) tryKVM(ctx context.Context) (bool, string) { return doctor.KVM(ctx, o.KVMProbe) }
-
-// ProbeKVM tries KVM and prints what it found; it may hang.
-func ProbeKVM(out io.Writer) int {
-	doctor.ProbeKVM(out)
-	return 0
-}
+func (o Options) tryKVM(ctx context.Context) (bool, string) { return doctor.KVM(ctx, o.kvmProbe()) }
 
 // RestoreLimits gives the host back the limits it had before Lodge raised them.
 func RestoreLimits(ctx context.Context, o Options) error { return doctor.Restore(ctx, o.DataDir) }

@@ -39,8 +39,8 @@ type Check struct {
 type Options struct {
 	DataDir string // required: disk space is measured here, old values of limits are kept here
 	Fix     bool   // raise limits that are too low
-	// KVMProbe is a command that calls ProbeKVM in a process of its own, since
-	// a broken KVM hangs its caller. Empty: /dev/kvm is opened but not tried.
+	// KVMProbe is a command that calls kvmprobe.Run in a process of its own,
+	// since a broken KVM hangs its caller. Empty: /dev/kvm is opened but not tried.
 	KVMProbe []string
 	// Kernels is what guests with a kernel of their own boot, a line for each
 	// model.

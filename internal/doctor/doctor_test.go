@@ -14,12 +14,14 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lodge/internal/base/kvmprobe"
 )
 
 // TestMain is also the process of its own that the KVM probe needs.
 func TestMain(m *testing.M) {
-	if len(os.Args) > 1 && os.Args[1] == "kvm-probe" {
-		ProbeKVM(os.Stdout)
+	if len(os.Args) > 1 && os.Args[1] == kvmprobe.Argument {
+		kvmprobe.Run(os.Stdout)
 		return
 	}
 	os.Exit(m.Run())
@@ -31,7 +33,7 @@ func TestRun(t *testing.T) {
 		t.Skip("needs root")
 	}
 	before := mounts(t)
-	checks := Run(t.Context(), Options{DataDir: t.TempDir(), KVMProbe: []string{"/proc/self/exe", "kvm-probe"}})
+	checks := Run(t.Context(), Options{DataDir: t.TempDir(), KVMProbe: []string{"/proc/self/exe", kvmprobe.Argument}})
 	seen := map[string]bool{}
 	groups := map[string]bool{}
 	for _, c := range checks {
@@ -92,22 +94,24 @@ func TestProbesFail(t *testing.T) {
 }
 
 func TestJudgeKVM(t *testing.T) {
-	step := func(name string, ns float64, err string) kvmStep { return kvmStep{Step: name, Ns: ns, Err: err} }
+	step := func(name string, ns float64, err string) kvmprobe.Step {
+		return kvmprobe.Step{Step: name, Ns: ns, Err: err}
+	}
 	for name, c := range map[string]struct {
 		k     kvm
 		state State
 		words string
 	}{
-		"works":         {kvm{tried: true, steps: []kvmStep{step("real mode", 1, ""), step("long mode", 1, "")}}, OK, "runs guests"},
+		"works":         {kvm{tried: true, steps: []kvmprobe.Step{step("real mode", 1, ""), step("long mode", 1, "")}}, OK, "runs guests"},
 		"absent":        {kvm{openErr: os.ErrNotExist}, Warning, "no /dev/kvm"},
 		"module":        {kvm{openErr: os.ErrNotExist, cpu: true}, Warning, "processor could"},
 		"forbidden":     {kvm{openErr: os.ErrPermission}, Warning, "permission"},
 		"untried":       {kvm{}, OK, "not tried"},
-		"hangs":         {kvm{tried: true, late: true, steps: []kvmStep{step("real mode", 1, "")}}, Warning, "no progress"},
+		"hangs":         {kvm{tried: true, late: true, steps: []kvmprobe.Step{step("real mode", 1, "")}}, Warning, "no progress"},
 		"hangs at once": {kvm{tried: true, late: true}, Warning, "no progress"},
-		"slow":          {kvm{tried: true, steps: []kvmStep{step("real mode", 900, "")}}, Warning, "900 ns"},
-		"fails":         {kvm{tried: true, steps: []kvmStep{step("long mode", 0, "EINVAL")}}, Warning, "fails in long mode"},
-		"died":          {kvm{tried: true, steps: []kvmStep{step("real mode", 1, "")}}, Warning, "no progress"},
+		"slow":          {kvm{tried: true, steps: []kvmprobe.Step{step("real mode", 900, "")}}, Warning, "900 ns"},
+		"fails":         {kvm{tried: true, steps: []kvmprobe.Step{step("long mode", 0, "EINVAL")}}, Warning, "fails in long mode"},
+		"died":          {kvm{tried: true, steps: []kvmprobe.Step{step("real mode", 1, "")}}, Warning, "no progress"},
 	} {
 		v := judgeKVM(c.k)
 		if v.state != c.state || !strings.Contains(v.found, c.words) || v.state != OK && (v.cause == "" || v.fix == "") {
@@ -397,7 +401,7 @@ func FuzzParseRuleset(f *testing.F) {
 }
 
 func FuzzParseKVMSteps(f *testing.F) {
-	line, _ := json.Marshal(kvmStep{Step: "real mode", Ns: 1})
+	line, _ := json.Marshal(kvmprobe.Step{Step: "real mode", Ns: 1})
 	f.Add(append(line, '\n'))
 	f.Fuzz(func(t *testing.T, out []byte) {
 		if steps := parseKVMSteps(out); len(steps) > 16 {

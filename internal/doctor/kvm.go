@@ -10,6 +10,8 @@ import (
 	"os/exec"
 	"strings"
 	"time"
+
+	"lodge/internal/base/kvmprobe"
 )
 
 // kvmPatience is how long the probe may take. A working KVM is done in 10 ms.
@@ -31,15 +33,8 @@ type kvm struct {
 	openErr error
 	cpu     bool // the processor tells that it can
 	tried   bool
-	steps   []kvmStep
+	steps   []kvmprobe.Step
 	late    bool // the deadline came first
-}
-
-// kvmStep is one line of what ProbeKVM writes.
-type kvmStep struct {
-	Step string  `json:"step"` // "real mode", "long mode"
-	Err  string  `json:"err,omitempty"`
-	Ns   float64 `json:"ns,omitempty"` // per turn of the guest's loop, about a nanosecond where it runs on the processor itself
 }
 
 func lookKVM(ctx context.Context, probe []string) kvm {
@@ -64,15 +59,15 @@ func lookKVM(ctx context.Context, probe []string) kvm {
 	k.late = ctx.Err() != nil
 	k.steps = parseKVMSteps(out)
 	if err != nil && !k.late && len(k.steps) == 0 {
-		k.steps = []kvmStep{{Step: "start of the probe", Err: err.Error()}}
+		k.steps = []kvmprobe.Step{{Step: "start of the probe", Err: err.Error()}}
 	}
 	return k
 }
 
-func parseKVMSteps(out []byte) []kvmStep {
-	var steps []kvmStep
+func parseKVMSteps(out []byte) []kvmprobe.Step {
+	var steps []kvmprobe.Step
 	for d := json.NewDecoder(bytes.NewReader(out)); len(steps) < 16; {
-		var s kvmStep
+		var s kvmprobe.Step
 		if d.Decode(&s) != nil {
 			break
 		}
@@ -80,10 +75,6 @@ func parseKVMSteps(out []byte) []kvmStep {
 	}
 	return steps
 }
-
-// slow is how many nanoseconds a turn of the probe's loop may take on a
-// processor that runs guests itself; emulation takes hundreds.
-const slow = 50
 
 func judgeKVM(k kvm) verdict {
 	const emulated = "virtual machines run emulated, some ten times slower; guests of model os are not concerned"
@@ -104,7 +95,7 @@ func judgeKVM(k kvm) verdict {
 			return verdict{state: Warning, found: fmt.Sprintf("/dev/kvm opens but fails in %s: %s", s.Step, s.Err), cause: emulated, fix: below}
 		}
 		done = append(done, fmt.Sprintf("%s %.1f ns a turn", s.Step, s.Ns))
-		if s.Ns > slow {
+		if s.Ns > kvmprobe.Slow {
 			return verdict{state: Warning, found: fmt.Sprintf("/dev/kvm opens, but a guest takes %.0f ns for a loop of three instructions (%s)", s.Ns, s.Step),
 				cause: "it runs guests so slowly that emulation is faster", fix: below}
 		}

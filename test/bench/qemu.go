@@ -19,7 +19,7 @@ func (b *bench) machines(ctx context.Context) error {
 		return err
 	}
 	defer s.stop()
-	if err := b.probe(ctx); err != nil {
+	if err := b.probe(ctx, s); err != nil {
 		return err
 	}
 	if err := s.anew(ctx, "--template-memory", "0"); err != nil {
@@ -64,12 +64,12 @@ func (b *bench) machines(ctx context.Context) error {
 }
 
 // probe measures how long it takes to know whether this host's KVM is of use.
-func (b *bench) probe(ctx context.Context) error {
+func (b *bench) probe(ctx context.Context, s *server) error {
 	var took Samples
 	said := ""
 	for range 5 {
 		begun := time.Now()
-		text, err := command(ctx, nil, filepath.Join(b.bin, "lodge"+"d"), "kvm-probe")
+		text, err := command(ctx, nil, filepath.Join(s.dir, "run/bin/lodge-keeper"), "-kvm-probe")
 		if err != nil {
 			said = firstLine(err.Error())
 		} else {

@@ -1,4 +1,4 @@
-package doctor
+package kvmprobe
 
 import (
 	"encoding/json"
@@ -58,58 +58,69 @@ type kvmMemory struct {
 	HVA         uint64
 }
 
-// ProbeKVM runs two tiny guests, one as a BIOS starts and one in 64-bit mode,
-// and writes a line of JSON for each to w. A broken KVM never returns from
-// the call that runs a guest, so this is for a process of its own that the
-// doctor kills after a while: see Options.KVMProbe.
-func ProbeKVM(w io.Writer) {
+// Run runs two tiny guests, one as a BIOS starts and one in 64-bit mode, and
+// writes a Step for each to w, as JSON. A broken KVM never returns from the call
+// that runs a guest, so this is for a process of its own that somebody ends after
+// a while.
+func Run(w io.Writer) {
 	runtime.LockOSThread() // a virtual processor belongs to the thread that made it
 	out := json.NewEncoder(w)
 	for _, long := range []bool{false, true} {
-		step := kvmStep{Step: map[bool]string{false: "real mode", true: "long mode"}[long]}
-		ns, err := fastest(func(turns int) (float64, error) { return runTinyGuest(long, turns) })
+		step := Step{Step: map[bool]string{false: "real mode", true: "long mode"}[long]}
+		g, err := newTinyGuest(long)
+		if err == nil {
+			step.Ns, err = turnTime(g.run)
+		}
+		g.close()
 		if err != nil {
 			step.Err = err.Error()
 		}
-		step.Ns = ns
 		out.Encode(step)
-		if err != nil || ns > slow {
+		if err != nil || step.Ns > Slow {
 			return
 		}
 	}
 }
 
 const (
-	// tries is how often a loop is run at most: a host that has much to do
+	// tries is how often the loops are run at most: a host that has much to do
 	// interrupts some of them.
 	tries = 5
-	// fewTurns and manyTurns are how often the first loop and the others turn: the
-	// first shows where it is hopeless, in the others what leads to the loop
-	// weighs nothing.
-	fewTurns, manyTurns = 40_000, 200_000
-	// hopeless is how many times slower than it may be a loop is that is not run
-	// again: no other process makes that of it.
-	hopeless = 40
+	// fewTurns and manyTurns are how often they turn. What leads to a loop takes
+	// the same time for both, which may be more than the loop's.
+	fewTurns, manyTurns = 20_000, 200_000
+	// hopeless is how many nanoseconds a turn of either loop may take, with what
+	// leads there; one that takes longer is not run again: no other process makes
+	// that of it.
+	hopeless = 2000
 )
 
-// fastest returns the least of what run takes, of a few times.
-func fastest(run func(turns int) (ns float64, err error)) (least float64, err error) {
-	turns := fewTurns
-	for n := range tries {
-		ns, err := run(turns)
-		if err != nil {
-			return 0, err
+// turnTime returns how many nanoseconds a turn of a loop takes: what run takes
+// longer for many than for few, each at its best.
+func turnTime(run func(turns int) (time.Duration, error)) (ns float64, err error) {
+	least := map[int]time.Duration{}
+	for range tries {
+		for _, turns := range []int{fewTurns, manyTurns} {
+			took, err := run(turns)
+			if err != nil {
+				return 0, err
+			}
+			if was, ok := least[turns]; !ok || took < was {
+				least[turns] = took
+			}
+			if ns := each(least[turns], turns); ns > hopeless {
+				return ns, nil
+			}
 		}
-		if n == 0 || ns < least {
-			least = ns
-		}
-		if least <= slow || least > hopeless*slow {
+		ns = max(0, each(least[manyTurns]-least[fewTurns], manyTurns-fewTurns))
+		if ns <= Slow {
 			break
 		}
-		turns = manyTurns
 	}
-	return least, nil
+	return ns, nil
 }
+
+func each(took time.Duration, turns int) float64 { return float64(took.Nanoseconds()) / float64(turns) }
 
 func kvmCall[T any](fd int, what string, request uintptr, arg *T) (int, error) {
 	r, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(fd), request, uintptr(unsafe.Pointer(arg)))
@@ -119,56 +130,89 @@ func kvmCall[T any](fd int, what string, request uintptr, arg *T) (int, error) {
 	return int(r), nil
 }
 
-// runTinyGuest returns the nanoseconds for a turn of the guest's loop.
-func runTinyGuest(long bool, turns int) (float64, error) {
-	dev, err := unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0)
-	if err != nil {
-		return 0, err
+// tinyGuest is a machine with a loop in its memory.
+type tinyGuest struct {
+	fds   []int
+	maps  [][]byte
+	cpu   int
+	page  []byte // what KVM shares with us about the processor
+	sregs kvmSregs
+}
+
+func (g *tinyGuest) close() {
+	for _, m := range g.maps {
+		unix.Munmap(m)
 	}
-	defer unix.Close(dev)
+	for _, fd := range g.fds {
+		unix.Close(fd)
+	}
+}
+
+// open notes a descriptor to be closed.
+func (g *tinyGuest) open(fd int, err error) (int, error) {
+	if err == nil {
+		g.fds = append(g.fds, fd)
+	}
+	return fd, err
+}
+
+// newTinyGuest makes a guest; what it returns is to be closed also when that
+// failed.
+func newTinyGuest(long bool) (*tinyGuest, error) {
+	g := &tinyGuest{}
+	dev, err := g.open(unix.Open("/dev/kvm", unix.O_RDWR|unix.O_CLOEXEC, 0))
+	if err != nil {
+		return g, err
+	}
 	if v, err := kvmCall[byte](dev, "version", kvmGetAPIVersion, nil); err != nil || v != 12 {
-		return 0, fmt.Errorf("KVM has version %d, not 12 (%v)", v, err)
+		return g, fmt.Errorf("KVM has version %d, not 12 (%v)", v, err)
 	}
-	vm, err := kvmCall[byte](dev, "a machine", kvmCreateVM, nil)
+	vm, err := g.open(kvmCall[byte](dev, "a machine", kvmCreateVM, nil))
 	if err != nil {
-		return 0, err
+		return g, err
 	}
-	defer unix.Close(vm)
 	if _, _, errno := unix.Syscall(unix.SYS_IOCTL, uintptr(vm), kvmSetTSSAddr, 0xfffbd000); errno != 0 {
-		return 0, fmt.Errorf("task state: %w", errno)
+		return g, fmt.Errorf("task state: %w", errno)
 	}
 	mem, err := unix.Mmap(-1, 0, 2<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED|unix.MAP_ANONYMOUS)
 	if err != nil {
-		return 0, err
+		return g, err
 	}
-	defer unix.Munmap(mem)
+	g.maps = append(g.maps, mem)
 	region := kvmMemory{Size: uint64(len(mem)), HVA: uint64(uintptr(unsafe.Pointer(&mem[0])))}
 	if _, err := kvmCall(vm, "memory", kvmSetMem, &region); err != nil {
-		return 0, err
+		return g, err
 	}
-	cpu, err := kvmCall[byte](vm, "a processor", kvmCreateVCPU, nil)
-	if err != nil {
-		return 0, err
+	if g.cpu, err = g.open(kvmCall[byte](vm, "a processor", kvmCreateVCPU, nil)); err != nil {
+		return g, err
 	}
-	defer unix.Close(cpu)
-	if err := setUpTinyGuest(cpu, mem, long, turns); err != nil {
-		return 0, err
+	if err := g.load(mem, long); err != nil {
+		return g, err
 	}
 	size, err := kvmCall[byte](dev, "size of the shared page", kvmGetVcpuMmap, nil)
 	if err != nil {
-		return 0, err
+		return g, err
 	}
-	page, err := unix.Mmap(cpu, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
-	if err != nil {
-		return 0, err
+	if g.page, err = unix.Mmap(g.cpu, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
+		g.maps = append(g.maps, g.page)
 	}
-	defer unix.Munmap(page)
-	took, err := runUntilPort(cpu, page)
-	return float64(took.Nanoseconds()) / float64(turns), err
+	return g, err
 }
 
-// runUntilPort runs the guest until it writes to a port, and says how long
-// that took. page is what KVM shares with us about the processor.
+// run turns the loop, and says how long that took.
+func (g *tinyGuest) run(turns int) (time.Duration, error) {
+	if _, err := kvmCall(g.cpu, "segments", kvmSetSregs, &g.sregs); err != nil {
+		return 0, err
+	}
+	r := kvmRegs{RIP: 0x1000, RFLAGS: 2, RSP: 0x8000, RCX: uint64(turns)}
+	if _, err := kvmCall(g.cpu, "registers", kvmSetRegs, &r); err != nil {
+		return 0, err
+	}
+	return runUntilPort(g.cpu, g.page)
+}
+
+// runUntilPort runs a guest until it writes to a port, and says how long that
+// took.
 func runUntilPort(cpu int, page []byte) (time.Duration, error) {
 	start := time.Now()
 	for {
@@ -187,35 +231,30 @@ func runUntilPort(cpu int, page []byte) (time.Duration, error) {
 	return time.Since(start), nil
 }
 
-// setUpTinyGuest puts a counting loop at 0x1000 that ends by writing to a
-// port, and for 64-bit mode the page tables that map the memory to itself.
-func setUpTinyGuest(cpu int, mem []byte, long bool, turns int) error {
-	var s kvmSregs
-	if _, err := kvmCall(cpu, "registers", kvmGetSregs, &s); err != nil {
+// load puts a counting loop at 0x1000 that ends by writing to a port, and for
+// 64-bit mode the page tables that map the memory to itself.
+func (g *tinyGuest) load(mem []byte, long bool) error {
+	s := &g.sregs
+	if _, err := kvmCall(g.cpu, "registers", kvmGetSregs, s); err != nil {
 		return err
 	}
-	r := kvmRegs{RIP: 0x1000, RFLAGS: 2, RSP: 0x8000, RCX: uint64(turns)}
-	if long {
-		// 1: dec rcx; mov [0x9000], rcx; jnz 1b; out 0x10, al; hlt
-		copy(mem[0x1000:], []byte{0x48, 0xff, 0xc9, 0x48, 0x89, 0x0c, 0x25, 0x00, 0x90, 0, 0, 0x75, 0xf3, 0xe6, 0x10, 0xf4})
-		for at, v := range map[int]uint64{0x2000: 0x3003, 0x3000: 0x4003, 0x4000: 0x83} {
-			*(*uint64)(unsafe.Pointer(&mem[at])) = v
-		}
-		s.CR3, s.CR4, s.CR0, s.EFER = 0x2000, 0x20, 0x80000033, 0x500
-		code := kvmSegment{Limit: 0xffffffff, Sel: 8, Type: 11, Present: 1, S: 1, L: 1, G: 1}
-		data := code
-		data.Sel, data.Type, data.L, data.DB = 16, 3, 0, 1
-		s.CS, s.DS, s.ES, s.FS, s.GS, s.SS = code, data, data, data, data, data
-	} else {
+	if !long {
 		// 1: dec ecx; mov [0x9000], cx; jnz 1b; out 0x10, al; hlt
 		copy(mem[0x1000:], []byte{0x66, 0x49, 0x89, 0x0e, 0x00, 0x90, 0x75, 0xf8, 0xe6, 0x10, 0xf4})
 		for _, seg := range []*kvmSegment{&s.CS, &s.DS, &s.SS} {
 			seg.Base, seg.Sel = 0, 0
 		}
+		return nil
 	}
-	if _, err := kvmCall(cpu, "segments", kvmSetSregs, &s); err != nil {
-		return err
+	// 1: dec rcx; mov [0x9000], rcx; jnz 1b; out 0x10, al; hlt
+	copy(mem[0x1000:], []byte{0x48, 0xff, 0xc9, 0x48, 0x89, 0x0c, 0x25, 0x00, 0x90, 0, 0, 0x75, 0xf3, 0xe6, 0x10, 0xf4})
+	for at, v := range map[int]uint64{0x2000: 0x3003, 0x3000: 0x4003, 0x4000: 0x83} {
+		*(*uint64)(unsafe.Pointer(&mem[at])) = v
 	}
-	_, err := kvmCall(cpu, "registers", kvmSetRegs, &r)
-	return err
+	s.CR3, s.CR4, s.CR0, s.EFER = 0x2000, 0x20, 0x80000033, 0x500
+	code := kvmSegment{Limit: 0xffffffff, Sel: 8, Type: 11, Present: 1, S: 1, L: 1, G: 1}
+	data := code
+	data.Sel, data.Type, data.L, data.DB = 16, 3, 0, 1
+	s.CS, s.DS, s.ES, s.FS, s.GS, s.SS = code, data, data, data, data, data
+	return nil
 }

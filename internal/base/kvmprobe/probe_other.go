@@ -1,13 +1,13 @@
 //go:build !amd64
 
-package doctor
+package kvmprobe
 
 import (
 	"encoding/json"
 	"io"
 )
 
-// ProbeKVM knows tiny guests for x86 only; elsewhere it says so.
-func ProbeKVM(w io.Writer) {
-	json.NewEncoder(w).Encode(kvmStep{Step: "start of the probe", Err: "there is no tiny guest for this processor"})
+// Run knows tiny guests for x86 only; elsewhere it says so.
+func Run(w io.Writer) {
+	json.NewEncoder(w).Encode(Step{Step: "start of the probe", Err: "there is no tiny guest for this processor"})
 }

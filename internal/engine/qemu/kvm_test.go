@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"lodge/internal/base/kvmprobe"
 	"lodge/internal/engine/enginetest"
 	"lodge/internal/model/guest"
 )
@@ -31,23 +32,19 @@ func TestKVMInsideAGuest(t *testing.T) {
 	if out != "/dev/kvm" {
 		t.Fatalf("the guest has no KVM: %s", out)
 	}
-	x.put(t, enginetest.Build(t, "lodge/cmd/lodged"), "/root", "lodged")
+	x.put(t, enginetest.Build(t, "lodge/cmd/lodge-keeper"), "/root", "lodge-keeper")
 	began := time.Now()
-	said := x.shell("/root/lodged kvm-probe")
+	said := x.shell("/root/lodge-keeper " + kvmprobe.Argument)
 	t.Logf("after %v: %s", time.Since(began), said)
 	steps := 0
 	for d := json.NewDecoder(strings.NewReader(said)); ; steps++ {
-		var s struct {
-			Step, Err string
-			Ns        float64
-		}
+		var s kvmprobe.Step
 		if err := d.Decode(&s); err == io.EOF {
 			break
 		} else if err != nil {
 			t.Fatal(err)
 		}
-		const slow = 50 // as the doctor judges it
-		if s.Err != "" || s.Ns > slow {
+		if s.Err != "" || s.Ns > kvmprobe.Slow {
 			t.Errorf("%+v", s)
 		}
 	}
