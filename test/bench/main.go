@@ -28,7 +28,7 @@ type options struct {
 	bin    string   // where lodge and lodged are
 	parts  string   // where the small programs, the floor and what runs inside guests are
 	out    string   // where the report goes
-	only   []string // of start, commands, density, uml, qemu, migrate, change
+	only   []string // of start, commands, density, uml, qemu, migrate, change, faults
 	rounds int      // of what is timed by turns
 	guests int      // of the density test
 	ports  int      // guests on one network at once; 0: that is not tried
@@ -47,7 +47,7 @@ func main() { os.Exit(sandbox.Run(run)) }
 
 func run() int {
 	var o options
-	only := flag.String("only", "start,commands,density,uml,qemu,migrate,change", "which measurements to make")
+	only := flag.String("only", "start,commands,density,uml,qemu,migrate,change,faults", "which measurements to make")
 	flag.StringVar(&o.bin, "bin", "bin", "where lodge and lodged are")
 	flag.StringVar(&o.parts, "parts", "build/bench", "where lodge-launch, lodge-keeper, floor and inside are")
 	flag.StringVar(&o.out, "out", "build/bench", "where bench.json goes")
@@ -83,7 +83,7 @@ func measure(ctx context.Context, o options) (err error) {
 	for _, part := range []struct {
 		name string
 		run  func(context.Context) error
-	}{{"start", b.starts}, {"commands", b.commands}, {"density", b.density}, {"uml", b.paravirt}, {"qemu", b.machines}, {"migrate", b.moves}, {"change", b.changes}} {
+	}{{"start", b.starts}, {"commands", b.commands}, {"density", b.density}, {"uml", b.paravirt}, {"qemu", b.machines}, {"migrate", b.moves}, {"change", b.changes}, {"faults", b.faults}} {
 		if !slices.Contains(o.only, part.name) {
 			continue
 		}

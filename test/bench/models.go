@@ -28,6 +28,17 @@ const bootLimit = 5 * time.Minute
 // startModels starts lodged with an image of Debian and the kernels called
 // kernels, which are downloaded.
 func (b *bench) startModels(ctx context.Context, name string, kernels ...string) (*server, error) {
+	s, err := b.startKernels(ctx, name, kernels...)
+	if err != nil {
+		return nil, err
+	}
+	b.say("building the image debian/12")
+	_, err = s.lodgeWithin(ctx, buildLimit, "image", "build", "debian/12")
+	return s, err
+}
+
+// startKernels starts lodged with the smallest image and kernels.
+func (b *bench) startKernels(ctx context.Context, name string, kernels ...string) (*server, error) {
 	proxy, closeIt, err := sandbox.OpenProxy()
 	if err != nil {
 		return nil, err
@@ -38,10 +49,7 @@ func (b *bench) startModels(ctx context.Context, name string, kernels ...string)
 	if err != nil {
 		return nil, err
 	}
-	b.say("building the image debian/12 and kernels")
-	if _, err := s.lodgeWithin(ctx, buildLimit, "image", "build", "debian/12"); err != nil {
-		return nil, err
-	}
+	b.say("building kernels")
 	for _, k := range kernels {
 		if _, err := s.lodgeWithin(ctx, buildLimit, "kernel", "build", k); err != nil {
 			return nil, err
