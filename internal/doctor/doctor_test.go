@@ -84,7 +84,7 @@ func TestProbesFail(t *testing.T) {
 	if _, err := detached("no-such-fs", nil, 0); !errors.Is(err, unix.ENODEV) {
 		t.Errorf("mounting a file system that does not exist: %v", err)
 	}
-	k := lookKVM(t.Context(), []string{"/bin/sleep", "60"})
+	k := lookKVM(t.Context(), []string{"/bin/sh", "-c", "echo {}; exec sleep 60"})
 	if k.openErr != nil {
 		t.Skip("no /dev/kvm")
 	}

@@ -14,8 +14,14 @@ import (
 	"lodge/internal/base/kvmprobe"
 )
 
-// kvmPatience is how long the probe may take. A working KVM is done in 10 ms.
-const kvmPatience = 800 * time.Millisecond
+const (
+	// kvmPatience is how long the probe may take once it has begun. A working KVM
+	// is done in 10 ms.
+	kvmPatience = 800 * time.Millisecond
+	// startPatience is how long its process may take to begin, which is long only
+	// on a slow host.
+	startPatience = 5 * time.Second
+)
 
 func kvmChecks() []check {
 	return []check{{"KVM", "kvm", func(ctx context.Context, o Options) verdict { return judgeKVM(lookKVM(ctx, o.KVMProbe)) }}}
@@ -51,17 +57,38 @@ func lookKVM(ctx context.Context, probe []string) kvm {
 		return k
 	}
 	k.tried = true
-	ctx, cancel := context.WithTimeout(ctx, kvmPatience)
-	defer cancel()
-	cmd := exec.CommandContext(ctx, probe[0], probe[1:]...)
-	cmd.WaitDelay = 200 * time.Millisecond
-	out, err := cmd.Output()
-	k.late = ctx.Err() != nil
-	k.steps = parseKVMSteps(out)
+	out, late, err := runProbe(ctx, probe)
+	k.late, k.steps = late, parseKVMSteps(out)
 	if err != nil && !k.late && len(k.steps) == 0 {
 		k.steps = []kvmprobe.Step{{Step: "start of the probe", Err: err.Error()}}
 	}
 	return k
+}
+
+// runProbe returns what the probe wrote, and whether it had to be ended.
+func runProbe(ctx context.Context, probe []string) (out []byte, late bool, err error) {
+	ctx, cancel := context.WithTimeout(ctx, startPatience+kvmPatience)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, probe[0], probe[1:]...)
+	cmd.WaitDelay = 200 * time.Millisecond
+	said := &progress{first: func() { time.AfterFunc(kvmPatience, cancel) }}
+	cmd.Stdout = said
+	err = cmd.Run()
+	return said.text, ctx.Err() != nil, err
+}
+
+// progress keeps what is written, and calls first when something is.
+type progress struct {
+	text  []byte
+	first func()
+}
+
+func (p *progress) Write(b []byte) (int, error) {
+	if len(p.text) == 0 {
+		p.first()
+	}
+	p.text = append(p.text, b...)
+	return len(b), nil
 }
 
 func parseKVMSteps(out []byte) []kvmprobe.Step {
@@ -71,7 +98,9 @@ func parseKVMSteps(out []byte) []kvmprobe.Step {
 		if d.Decode(&s) != nil {
 			break
 		}
-		steps = append(steps, s)
+		if s.Step != kvmprobe.Begins {
+			steps = append(steps, s)
+		}
 	}
 	return steps
 }

@@ -8,6 +8,10 @@ package kvmprobe
 // own.
 const Argument = "-kvm-probe"
 
+// Begins is what the first Step is called: the program has started, which is not
+// KVM's affair. Tiny guests follow.
+const Begins = "begins"
+
 // Step is one line of what Run writes.
 type Step struct {
 	Step string  `json:"step"` // "real mode", "long mode"
@@ -18,4 +22,4 @@ type Step struct {
 // Slow is how many nanoseconds a turn of the guest's loop may take where KVM is of
 // use. A translated processor that has a guest of its own takes some ten, one
 // whose hypervisor imitates the guest's kernel thousands.
-const Slow = 150
+const Slow = 300

@@ -65,6 +65,7 @@ type kvmMemory struct {
 func Run(w io.Writer) {
 	runtime.LockOSThread() // a virtual processor belongs to the thread that made it
 	out := json.NewEncoder(w)
+	out.Encode(Step{Step: Begins})
 	for _, long := range []bool{false, true} {
 		step := Step{Step: map[bool]string{false: "real mode", true: "long mode"}[long]}
 		g, err := newTinyGuest(long)
@@ -86,21 +87,24 @@ const (
 	// tries is how often the loops are run at most: a host that has much to do
 	// interrupts some of them.
 	tries = 5
-	// fewTurns and manyTurns are how often they turn. What leads to a loop takes
-	// the same time for both, which may be more than the loop's.
+	// fewTurns show where it is hopeless, which many would take too long for.
 	fewTurns, manyTurns = 20_000, 200_000
-	// hopeless is how many nanoseconds a turn of either loop may take, with what
-	// leads there; one that takes longer is not run again: no other process makes
-	// that of it.
+	// hopeless is how many nanoseconds a turn may take at most; a loop that takes
+	// longer is not run again: no other process makes that of it.
 	hopeless = 2000
 )
 
 // turnTime returns how many nanoseconds a turn of a loop takes: what run takes
-// longer for many than for few, each at its best.
+// longer for many than for one, each at its best. What leads to the loop takes the
+// same time for both, which may be far more than the loop's, above all before it
+// was ever gone.
 func turnTime(run func(turns int) (time.Duration, error)) (ns float64, err error) {
+	if _, err := run(1); err != nil {
+		return 0, err
+	}
 	least := map[int]time.Duration{}
 	for range tries {
-		for _, turns := range []int{fewTurns, manyTurns} {
+		for _, turns := range []int{1, 1, fewTurns, manyTurns} {
 			took, err := run(turns)
 			if err != nil {
 				return 0, err
@@ -108,13 +112,10 @@ func turnTime(run func(turns int) (time.Duration, error)) (ns float64, err error
 			if was, ok := least[turns]; !ok || took < was {
 				least[turns] = took
 			}
-			if ns := each(least[turns], turns); ns > hopeless {
+			ns = max(0, each(least[turns]-least[1], turns))
+			if ns > hopeless || turns == manyTurns && ns <= Slow {
 				return ns, nil
 			}
-		}
-		ns = max(0, each(least[manyTurns]-least[fewTurns], manyTurns-fewTurns))
-		if ns <= Slow {
-			break
 		}
 	}
 	return ns, nil

@@ -2,6 +2,7 @@ package kvmprobe
 
 import (
 	"errors"
+	"slices"
 	"testing"
 	"time"
 )
@@ -9,20 +10,24 @@ import (
 func TestTurnTime(t *testing.T) {
 	const us, ms = time.Microsecond, time.Millisecond
 	for name, c := range map[string]struct {
-		took        []time.Duration // for few turns and for many by turns
+		took        []time.Duration // for the first turn, one, one, few and many, and so on by turns
 		least, most float64
 		runs        int
 	}{
-		"the processor itself":   {[]time.Duration{60 * us, 200 * us}, 0.5, 1, 2},
-		"a long way to the loop": {[]time.Duration{9 * ms, 11 * ms}, 10, 12, 2}, // translated, with a guest of its own
-		"a busy host":            {[]time.Duration{8 * ms, 200 * ms, 60 * us, 90 * ms, 20 * ms, 300 * us}, 1, 2, 6},
-		"busy at first":          {[]time.Duration{30 * ms, 200 * us}, 0, 0, 2},
-		"imitated":               {[]time.Duration{54 * ms, 1}, 2700, 2700, 1},
-		"as slow as many":        {[]time.Duration{4 * ms, 40 * ms, 4 * ms, 40 * ms, 4 * ms, 40 * ms, 4 * ms, 40 * ms, 4 * ms, 40 * ms}, 200, 200, 10},
+		"the processor itself":    {[]time.Duration{1 * ms, 40 * us, 40 * us, 50 * us, 140 * us}, 0.4, 0.6, 5},
+		"a long way to the loop":  {[]time.Duration{100 * ms, 9 * ms, 8 * ms, 10 * ms, 14 * ms}, 30, 30, 5}, // translated, with a guest of its own
+		"a busy host":             {[]time.Duration{8 * ms, 1 * ms, 2 * ms, 30 * ms, 90 * ms, 1 * ms, 1 * ms, 60 * ms, 1 * ms}, 0, 0, 9},
+		"a busy start":            {[]time.Duration{30 * ms, 30 * ms, 40 * us, 20 * ms, 200 * us}, 0.5, 1, 5},
+		"imitated":                {[]time.Duration{1 * ms, 40 * us, 40 * us, 54 * ms}, 2600, 2800, 4},
+		"imitated on a busy host": {[]time.Duration{1 * ms, 50 * ms, 50 * ms, 54 * ms, 540 * ms}, 2400, 2500, 5},
+		"slow":                    {slices.Repeat([]time.Duration{0, 0, 8 * ms, 80 * ms}, 6), 400, 400, 1 + 4*tries},
 	} {
 		runs := 0
+		if name == "slow" {
+			c.took = append([]time.Duration{0}, c.took...)
+		}
 		ns, err := turnTime(func(turns int) (time.Duration, error) {
-			if want := []int{fewTurns, manyTurns}[runs%2]; turns != want {
+			if want := []int{manyTurns, 1, 1, fewTurns}[runs%4]; runs > 0 && turns != want {
 				t.Errorf("%s: run %d is of %d turns, not %d", name, runs, turns, want)
 			}
 			runs++
