@@ -210,6 +210,15 @@ func (s *sender) send(ctx context.Context) error {
 
 // outward is all of it until QEMU says that everything arrived.
 func (s *sender) outward(ctx context.Context) error {
+	if err := s.begin(ctx); err != nil {
+		return err
+	}
+	return s.follow(ctx)
+}
+
+// begin has QEMU send the guest. Without copies of disks it needs nobody from then
+// on.
+func (s *sender) begin(ctx context.Context) error {
 	if err := s.clear(ctx); err != nil {
 		return err
 	}
@@ -219,7 +228,7 @@ func (s *sender) outward(ctx context.Context) error {
 	on := moveWays(s.d.PostCopy)
 	on["auto-converge"] = !s.d.PostCopy
 	on["pause-before-switchover"] = len(s.mirrors) > 0
-	err := s.l.with(ctx, func(ctx context.Context, c *qmp.Client) error {
+	return s.l.with(ctx, func(ctx context.Context, c *qmp.Client) error {
 		if err := c.Do(ctx, "migrate-set-capabilities", ways(on), nil); err != nil {
 			return err
 		}
@@ -236,10 +245,6 @@ func (s *sender) outward(ctx context.Context) error {
 		// before it was told to split it was damaged where it arrived.
 		return c.Do(ctx, "migrate-start-postcopy", nil, nil)
 	})
-	if err != nil {
-		return err
-	}
-	return s.follow(ctx)
 }
 
 // migration is what QEMU tells of a move.

@@ -3,11 +3,14 @@ package qemu
 import (
 	"errors"
 	"net"
+	"os"
 	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"lodge/internal/engine"
 	"lodge/internal/engine/enginetest"
@@ -57,4 +60,54 @@ func TestMoveWithCard(t *testing.T) {
 			t.Errorf("the bridge's ports are %q, %v", out, err)
 		}
 	}
+}
+
+// TestMoveOutlivesDaemon: the daemon that moves a guest dies. The guest arrives all
+// the same, once, and the next daemon sees which QEMU has it and which stands
+// still: ending that one leaves nothing.
+func TestMoveOutlivesDaemon(t *testing.T) {
+	r := newRig(t)
+	x := newMover(t, r)
+	y := x.target(t, "", false)
+	here, there, err := socketPair()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := y.m.Receive(t.Context(), engine.Arrival{Stream: there}); err != nil {
+		t.Fatal(err)
+	}
+	s := &sender{m: x.m, l: x.m.link, d: engine.Departure{Stream: here, Bandwidth: 64 << 20}, began: time.Now()}
+	if err := s.begin(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	here.Close()
+	there.Close()
+	r.engine.Close()
+	r.engine = New(r.engine.o)
+	for _, k := range []*kept{x.kept, y} {
+		m, err := r.engine.Connect(t.Context(), k.g, k.parts, k.held)
+		if err != nil {
+			t.Fatal(err)
+		}
+		k.m = m.(*Machine)
+	}
+	for end := time.Now().Add(2 * time.Minute); y.m.link.state() != "running" || !paused(x.m.link.state()); time.Sleep(50 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatalf("it is %s where it was, and %s where it was to go; %s", x.m.link.state(), y.m.link.state(), lastLines(y))
+		}
+	}
+	if p, err := x.m.Probe(t.Context()); err != nil || !p.Paused {
+		t.Errorf("where it was it is %+v, %v", p, err)
+	}
+	x.end()
+	x.kept = y
+	x.whole(t)
+}
+
+func socketPair() (a, b *os.File, err error) {
+	fds, err := unix.Socketpair(unix.AF_UNIX, unix.SOCK_STREAM|unix.SOCK_CLOEXEC, 0)
+	if err != nil {
+		return nil, nil, err
+	}
+	return os.NewFile(uintptr(fds[0]), "sender"), os.NewFile(uintptr(fds[1]), "receiver"), nil
 }
