@@ -24,6 +24,10 @@ const (
 // AgentSilent is the trouble of a guest that hangs, or has lost its agent.
 const AgentSilent = "its agent does not answer"
 
+// SaidNothing is what a person is shown of a guest that ended badly before its
+// console said anything.
+const SaidNothing = "nothing, as if its kernel were damaged"
+
 // What kernels write with their highest priority, so that no "quiet" keeps it
 // back, and what the agent writes when a guest's only program has ended.
 var (

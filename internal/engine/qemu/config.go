@@ -11,6 +11,10 @@ import (
 // poweredOff is how a machine's end by its own wish is told (reboot(2)).
 const poweredOff = syscall.SIGINT
 
+// brokenOff is the exit status of a guest whose machine was reset or switched off
+// while its kernel did not mean to end.
+const brokenOff = 1
+
 // config tells the agent which guest it is in and where its disks are.
 func config(g guest.Guest, parts engine.Parts) agent.Config {
 	c := engine.AgentConfig(g, parts)

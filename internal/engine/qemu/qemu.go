@@ -166,7 +166,7 @@ func notRunning(g guest.Guest) error {
 // Ended tells how a guest ended. A guest with a kernel of Lodge's choice says
 // so on its console; what other guests mean only the monitor could tell, and
 // they reboot without ending.
-func (e *Engine) Ended(_ guest.Guest, parts engine.Parts, x keeper.Exit) (keeper.Exit, string) {
+func (e *Engine) Ended(g guest.Guest, parts engine.Parts, x keeper.Exit) (keeper.Exit, string) {
 	if x.Signal != 0 || x.Unknown {
 		return x, ""
 	}
@@ -176,6 +176,9 @@ func (e *Engine) Ended(_ guest.Guest, parts engine.Parts, x keeper.Exit) (keeper
 		return x, cmp.Or(last, engine.LastLines(parts)) // the guest may have ended well before
 	case known:
 		return is, last
+	case parts.Kernel.Path != "" || g.Status.Kernel != "": // which says how it ends, if it ends well
+		x.Code = brokenOff
+		return x, cmp.Or(last, engine.SaidNothing)
 	}
 	x.Signal = poweredOff
 	return x, ""

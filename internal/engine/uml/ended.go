@@ -1,6 +1,7 @@
 package uml
 
 import (
+	"cmp"
 	"syscall"
 
 	"lodge/internal/engine"
@@ -14,6 +15,9 @@ func (e *Engine) Ended(_ guest.Guest, parts engine.Parts, x keeper.Exit) (is kee
 	if x.Unknown || x.Signal == syscall.SIGKILL {
 		return x, engine.LastLines(parts) // nothing in the guest can end it so
 	}
-	is, last, _ = engine.LastWords(parts, x)
+	is, last, known := engine.LastWords(parts, x)
+	if !known && (is.Signal != 0 || is.Code != 0) {
+		last = cmp.Or(last, engine.SaidNothing)
+	}
 	return is, last
 }

@@ -1,7 +1,10 @@
 package uml
 
 import (
+	"debug/elf"
 	"fmt"
+	"io"
+	"os"
 	"path"
 	"path/filepath"
 	"strconv"
@@ -86,11 +89,27 @@ func (e *Engine) Program(g guest.Guest, parts engine.Parts) (keeper.Program, err
 	if err := fit(g, parts); err != nil {
 		return keeper.Program{}, err
 	}
+	if damaged(parts.Kernel.Path) {
+		return keeper.Program{}, &errs.Error{Op: "uml.program", Kind: errs.Unsupported, Ref: g.Key().String(), Field: "kernel",
+			Msg: "its kernel " + parts.Kernel.Name + " is damaged: it is no program", Hint: "build it again: lodge kernel build " + parts.Kernel.Name + " --refresh"}
+	}
 	j, err := e.jail(g, parts)
 	if err != nil {
 		return keeper.Program{}, err
 	}
 	return j.Program()
+}
+
+// damaged reports whether a kernel is there and certainly none.
+func damaged(path string) bool {
+	f, err := os.Open(path)
+	if err != nil {
+		return false // whoever runs it says why
+	}
+	defer f.Close()
+	magic := make([]byte, len(elf.ELFMAG))
+	_, err = io.ReadFull(f, magic)
+	return err != nil || string(magic) != elf.ELFMAG
 }
 
 // fit says why a guest cannot run here.

@@ -11,11 +11,14 @@ package uml
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"os"
 	"runtime"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"lodge/internal/agent/dial"
 	"lodge/internal/base/cgroup"
@@ -136,7 +139,7 @@ func (e *Engine) Connect(_ context.Context, g guest.Guest, parts engine.Parts, h
 	}
 	l, err := e.lines.get(e, g, parts, h)
 	if err != nil {
-		if h.State().Exit != nil {
+		if h.State().Exit != nil || errors.Is(err, unix.ESRCH) { // the keeper tells in a moment
 			return nil, notRunning(g)
 		}
 		return nil, err
