@@ -67,6 +67,7 @@ type link struct {
 	retrying bool        // the guest is let try again to write to a full disk, in a while
 	status   string      // QEMU's word: "running", "paused", "io-error", ...
 	trouble  string
+	killed   bool                  // its end is on the way
 	noBoot   *guest.NoBoot         // why nothing boots
 	deleted  map[string]chan error // waits for the end of a device
 	move     *move                 // that is under way, or nil

@@ -92,7 +92,10 @@ func (m *Machine) Pause(ctx context.Context) error {
 
 // Resume lets the guest's processors run on.
 func (m *Machine) Resume(ctx context.Context) error {
-	if m.held.State().Exit != nil {
+	m.link.mu.Lock()
+	gone := m.link.killed
+	m.link.mu.Unlock()
+	if gone || m.held.State().Exit != nil {
 		return nil
 	}
 	if err := m.link.still(); err != nil {
@@ -151,7 +154,10 @@ func (m *Machine) Shutdown(ctx context.Context) error {
 
 // Kill ends QEMU, which is the first process of its namespace and takes all
 // others there with it.
-func (m *Machine) Kill(context.Context) error { return kill(m.held) }
+func (m *Machine) Kill(context.Context) error {
+	m.link.note(func() { m.link.killed = true })
+	return kill(m.held)
+}
 
 func kill(held keeper.Held) error {
 	fd := held.Pidfd()
