@@ -109,8 +109,10 @@ func (r *Reconciler) boot(ctx context.Context, g guest.Guest, e engine.Engine, i
 		if err := r.awake(ctx, e, g, *parts, held); err != nil {
 			return notItself(parts.Root.Writable, err)
 		}
-		if err := errors.Join(unmarkCopy(parts.Root.Writable), dropMemory(parts.Root.Writable)); err != nil {
-			return err
+		if exists(filepath.Join(parts.Root.Writable, copyMark)) {
+			if err := errors.Join(unmarkCopy(parts.Root.Writable), dropMemory(parts.Root.Writable)); err != nil {
+				return err
+			}
 		}
 	}
 	r.mu.Lock()

@@ -5,8 +5,10 @@ import (
 	"errors"
 	"io/fs"
 	"os"
+	"path/filepath"
 	"time"
 
+	"lodge/internal/base/errs"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
 	"lodge/internal/layer"
@@ -57,16 +59,21 @@ func (r *Reconciler) attachVolume(ctx context.Context, g guest.Guest, info engin
 // itself: it answers in a fraction of a second, or something is wrong.
 const renewTime = 30 * time.Second
 
-// awake gives a guest that was just started from a memory image its own identity
-// and the time. One that does not take it is ended, and boots when it is next
-// tried.
+// awake has a guest that was just started from a memory image go on. A copy of
+// another is given its own identity and the time first; one that does not take it
+// is ended, and boots when it is next tried. Any other is itself already, and
+// nobody waits until it has heard what time it is: that is told it when it rests.
 func (r *Reconciler) awake(ctx context.Context, e engine.Engine, g guest.Guest, parts engine.Parts, held keeper.Held) error {
 	ctx, cancel := context.WithTimeout(ctx, renewTime)
 	defer cancel()
 	m, err := e.Connect(ctx, g, parts, held)
 	if err == nil {
 		defer m.Close()
-		if renewer, ok := m.(engine.Renewer); ok {
+		renewer, ok := m.(engine.Renewer)
+		switch {
+		case !exists(filepath.Join(parts.Root.Writable, copyMark)):
+			err = goesOn(ctx, g, m)
+		case ok:
 			err = renewer.Renew(ctx)
 		}
 	}
@@ -74,6 +81,15 @@ func (r *Reconciler) awake(ctx context.Context, e engine.Engine, g guest.Guest, 
 		return nil
 	}
 	return errors.Join(err, r.kill(context.WithoutCancel(ctx), g.ID))
+}
+
+// goesOn says so if a guest cannot go on from its memory.
+func goesOn(ctx context.Context, g guest.Guest, m engine.Machine) error {
+	p, err := m.Probe(ctx)
+	if err == nil && p.Trouble != "" {
+		err = &errs.Error{Op: "guest.start", Kind: errs.Unavailable, Ref: g.Key().String(), Msg: p.Trouble}
+	}
+	return err
 }
 
 // wantTemplate asks for a template for guests as g, which is up since it booted
