@@ -186,7 +186,7 @@ func TestKilledWhileCloning(t *testing.T) {
 	}
 	for round := range rounds {
 		for _, ask := range [][]string{
-			{"clone", "v", fmt.Sprintf("r%d", round), "--running"}, {"clone", "v", fmt.Sprintf("c%d", round)}, {"clone", "p", fmt.Sprintf("q%d", round), "--start"},
+			{"clone", "v", fmt.Sprintf("r%d", round), "--running", "--count", "2"}, {"clone", "v", fmt.Sprintf("c%d", round)}, {"clone", "p", fmt.Sprintf("q%d", round), "--start"},
 		}[round%3:] {
 			attempt(s, append(ask, "--no-wait")...)
 		}
