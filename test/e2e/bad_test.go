@@ -98,7 +98,8 @@ func TestBadRequests(t *testing.T) {
 	s.noLeaks()
 }
 
-// TestNoMonitor: without QEMU the model says what to install, and all else works.
+// TestNoMonitor: without QEMU the model says what to install, without a kernel for
+// paravirtual guests, which cannot be had here, those say so; all else works.
 func TestNoMonitor(t *testing.T) {
 	t.Setenv("PATH", pathWithout(t, "qemu-system"))
 	s := newServer(t)
@@ -106,6 +107,10 @@ func TestNoMonitor(t *testing.T) {
 	s.refused(1, []string{"model", "vm cannot run here", "hint", "apt-get install"}, "launch", "busybox", "bad", "--model", "vm")
 	if out := s.lodge("engine", "ls"); !strings.Contains(out, "hint: apt-get install") {
 		t.Errorf("engine ls: %s", out)
+	}
+	s.refused(1, []string{"kernel/um/", "hint"}, "launch", "busybox", "bad", "--model", "paravirt")
+	if guests := s.guests(); len(guests) > 0 {
+		t.Errorf("something came of it: %v", guests)
 	}
 	s.lodge("launch", "busybox", "good", "--memory", "32MiB")
 	s.noLeaks()
