@@ -108,7 +108,7 @@ func TestNoMonitor(t *testing.T) {
 	if out := s.lodge("engine", "ls"); !strings.Contains(out, "hint: apt-get install") {
 		t.Errorf("engine ls: %s", out)
 	}
-	s.refused(1, []string{"kernel/um/", "hint"}, "launch", "busybox", "bad", "--model", "paravirt")
+	s.refused(6, []string{"kernel/um/", "hint"}, "launch", "busybox", "bad", "--model", "paravirt")
 	if guests := s.guests(); len(guests) > 0 {
 		t.Errorf("something came of it: %v", guests)
 	}
