@@ -4,9 +4,7 @@ import (
 	"encoding/hex"
 	"fmt"
 	"os"
-	"path/filepath"
 	"reflect"
-	"strings"
 	"syscall"
 	"time"
 	"unsafe"
@@ -119,18 +117,19 @@ func setClock(t int64) error {
 // prompts at terminals, and keys.
 const laterTime = 2 * time.Second
 
-// freshPrompts ends the programs that wait at terminals for somebody to log in,
-// and show the old host name meanwhile. Whoever started them starts them anew.
+// promptsFile is what agetty looks at while it waits for somebody to log in: it
+// says its prompt again when the file is touched (agetty(8), --reload).
+const promptsFile = "/run/agetty.reload"
+
+// freshPrompts has the programs that wait at terminals for somebody to log in,
+// and show the old host name meanwhile, show the new one.
 func freshPrompts() {
-	names, _ := filepath.Glob("/proc/[0-9]*/comm")
-	for _, name := range names {
-		if strings.TrimSpace(read(name)) != "agetty" {
-			continue
-		}
-		if pid := int(number(filepath.Base(filepath.Dir(name)))); pid > 1 {
-			_ = unix.Kill(pid, unix.SIGTERM)
-		}
+	f, err := os.OpenFile(promptsFile, os.O_WRONLY|os.O_CREATE|unix.O_NOFOLLOW, 0o600)
+	if err != nil {
+		return
 	}
+	defer f.Close()
+	_ = unix.Futimes(int(f.Fd()), nil)
 }
 
 // spawn starts a program of the guest's that has nothing to say.

@@ -108,6 +108,11 @@ func (w hardware) board(l *line, p places) {
 		machine = append(machine, "smm", "on")
 		l.add("-global", "driver=cfi.pflash01,property=secure,value=on", "-global", "ICH9-LPC.disable_s3=1")
 	}
+	if p.moving && w.Bare {
+		// What it reads ends without a description of itself, of which QEMU
+		// complains on the guest's console.
+		machine = append(machine, "suppress-vmdesc", "on")
+	}
 	l.add("-machine", list(w.Machine, machine...))
 	if w.Accel == "kvm" {
 		l.add("-accel", "kvm")
