@@ -60,9 +60,9 @@ type Host struct {
 	Engines      []Engine `json:"engines"`
 	DataDir      string   `json:"data_dir"`
 
-	Templates     int    `json:"templates" doc:"kinds of virtual machines that start from memory instead of booting"`
-	TemplateBytes uint64 `json:"template_bytes" doc:"memory that the templates take"`
-	Standbys      int    `json:"standbys" doc:"virtual machines that stand ready before anybody asks for them"`
+	Templates     int    `json:"templates,omitempty" doc:"kinds of virtual machines that start from memory instead of booting"`
+	TemplateBytes uint64 `json:"template_bytes,omitempty" doc:"memory that the templates take"`
+	Standbys      int    `json:"standbys,omitempty" doc:"virtual machines that stand ready before anybody asks for them"`
 }
 
 // Engine is what runs the guests of one model.
