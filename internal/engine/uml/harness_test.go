@@ -224,18 +224,19 @@ func (r *rig) end(t testing.TB, m *Machine) {
 // TestEngine holds this engine to the suite of all engines.
 func TestEngine(t *testing.T) {
 	r := newRig(t)
+	last := r.engine
 	enginetest.Run(t, enginetest.Harness{Engine: r.engine, Keepers: r.keeper, KillKeeper: r.kill,
 		Guest: func(t *testing.T, spec guest.Spec) (guest.Guest, engine.Parts) { return r.guest(t, spec) },
 		NIC:   func(t *testing.T, n int) engine.NIC { return r.nic(t, n) }, OwnKernel: true, Late: true,
 		Anew: func(t *testing.T) engine.Engine {
-			o := r.engine.o
-			ls := &r.engine.lines
+			ls := &last.lines
 			ls.mu.Lock()
 			all := slices.Collect(maps.Values(ls.of))
 			ls.mu.Unlock()
 			for _, l := range all {
 				must(t, l.Close())
 			}
-			return New(o)
+			last = New(r.engine.o)
+			return last
 		}})
 }
