@@ -27,10 +27,8 @@ const (
 	// one keeps its pages where they are while the host takes them.
 	balloonPiece = 1 << 20
 	// balloonRest is what the guest keeps free: more than a program can fill
-	// while the agent takes a piece. squeezeRest is that for the moment which a
-	// squeeze takes, of a guest that has little to do.
+	// while the agent takes a piece.
 	balloonRest = 12 << 20
-	squeezeRest = 4 << 20
 )
 
 // hold makes the agent hold so many bytes, rounded down to whole pieces, and
@@ -46,7 +44,7 @@ func (b *balloon) hold(s *stream, bytes uint64) (held uint64, err error) {
 		b.held = b.held[:len(b.held)-1]
 	}
 	for uint64(len(b.held)+1)*balloonPiece <= bytes {
-		piece, err := takePiece(s, balloonRest)
+		piece, err := takePiece(s)
 		if err != nil {
 			return b.size(), err
 		}
@@ -68,7 +66,7 @@ func (b *balloon) squeeze(s *stream) error {
 	}()
 	dropCaches()
 	for {
-		piece, err := takePiece(s, squeezeRest)
+		piece, err := takePiece(s)
 		if errs.Is(err, errs.Unsupported) {
 			return nil
 		}
@@ -93,9 +91,9 @@ func dropCaches() {
 }
 
 // takePiece takes memory and has the host take it, unless it would leave the
-// guest less than rest.
-func takePiece(s *stream, rest uint64) (piece []byte, err error) {
-	if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+rest {
+// guest less than it needs meanwhile: its network cards, too, want memory at once.
+func takePiece(s *stream) (piece []byte, err error) {
+	if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+balloonRest {
 		return nil, errNeeded()
 	}
 	piece, err = unix.Mmap(-1, 0, balloonPiece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
