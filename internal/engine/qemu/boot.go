@@ -158,7 +158,7 @@ func systemIn(registers string) bool {
 // terminalMoves are what moves a terminal's cursor, which firmware writes
 // instead of lines, and other orders to terminals.
 var (
-	terminalMoves  = regexp.MustCompile("\x1b\\[([0-9]*);?[0-9]*[Hf]")
+	terminalMoves  = regexp.MustCompile("(?:\x1b\\[([0-9]*);?([0-9]*)[Hf])+")
 	terminalOrders = regexp.MustCompile("\x1b(\\[[0-9;?=]*[A-Za-z]|[()][A-Z0-9]|[=>c])")
 	emptyLines     = regexp.MustCompile("\n[ \t\n]*\n")
 )
@@ -166,15 +166,7 @@ var (
 // plain is a console's text as lines. A jump of the cursor begins a new one if it
 // leads to another line.
 func plain(console []byte) string {
-	text := strings.ReplaceAll(string(console), "\r\n", "\n")
-	at := ""
-	text = terminalMoves.ReplaceAllStringFunc(text, func(move string) string {
-		was := at
-		if at = strings.TrimLeft(terminalMoves.FindStringSubmatch(move)[1], "0"); at == was {
-			return ""
-		}
-		return "\n"
-	})
+	text := moved(strings.ReplaceAll(string(console), "\r\n", "\n"))
 	text = terminalOrders.ReplaceAllString(text, "")
 	text = strings.Map(func(r rune) rune {
 		switch {
@@ -186,6 +178,27 @@ func plain(console []byte) string {
 		return r
 	}, strings.ToValidUTF8(text, "?"))
 	return strings.TrimSpace(emptyLines.ReplaceAllString(text, "\n"))
+}
+
+// moved makes lines of a text in which the cursor jumps: a jump begins a new line
+// if it leads to another than the last one did, and not to where the text just
+// ended.
+func moved(text string) string {
+	var out strings.Builder
+	row, from := "", 0
+	for _, m := range terminalMoves.FindAllStringSubmatchIndex(text, -1) {
+		out.WriteString(text[from:m[0]])
+		from = m[1]
+		was := row
+		row = strings.TrimLeft(text[m[2]:m[3]], "0")
+		line := out.String()[strings.LastIndexByte(out.String(), '\n')+1:]
+		column, _ := strconv.Atoi(text[m[4]:m[5]]) // 0: the first
+		if row != was && (line == "" || column != len(terminalOrders.ReplaceAllString(line, ""))+1) {
+			out.WriteByte('\n')
+		}
+	}
+	out.WriteString(text[from:])
+	return out.String()
 }
 
 // signs are what firmware says when it has nothing to boot.

@@ -86,3 +86,16 @@ func FuzzConsole(f *testing.F) {
 		}
 	})
 }
+
+// TestPlain: a cursor that is put where it is already begins no line.
+func TestPlain(t *testing.T) {
+	for text, want := range map[string]string{
+		"\x1b[01;01H  Booting `it'\n\nthe \x1b[03;04H\x1b[03;05Hdisc waits": "Booting `it'\nthe disc waits",
+		"one\x1b[02;01Htwo\x1b[02;04Hthree\x1b[07;04Hfour":                  "one\ntwothree\nfour",
+		"\x1b[05;01Hmenu\x1b[06;01H\x1b[05;05H item":                        "menu item",
+	} {
+		if got := plain([]byte(text)); got != want {
+			t.Errorf("%q is %q, want %q", text, got, want)
+		}
+	}
+}
