@@ -85,7 +85,7 @@ type Options struct {
 	NewID        func() string    // nil: ids.New
 	// TakeStandby returns the id of a guest that runs already and can be one of
 	// this spec with cards in these networks; nil: there is none.
-	TakeStandby func(s guest.Spec, networks []string) (id string, ok bool)
+	TakeStandby func(ctx context.Context, s guest.Spec, networks []string) (id string, ok bool)
 }
 
 // Operation is the receipt of a verb.

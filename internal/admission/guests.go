@@ -44,7 +44,7 @@ func (d *Door) createPlanned(ctx context.Context, by, verb string, p *guestPlan)
 	for names := range slices.Chunk(p.names, batchOf(len(p.networks))) {
 		tx := d.Store.Begin()
 		for _, name := range names {
-			s, err := d.createIn(tx, name, p)
+			s, err := d.createIn(ctx, tx, name, p)
 			if err != nil {
 				return Operation{}, d.undo(ctx, by, subjects, err)
 			}
@@ -227,8 +227,8 @@ func checkDiskImage(im tables.ImageRecord, s guest.Spec) error {
 }
 
 // createIn puts one guest into tx: its record, its leases, its forwards.
-func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subject, error) {
-	id, spec := d.idFor(p), p.spec
+func (d *Door) createIn(ctx context.Context, tx *store.Tx, name string, p *guestPlan) (operation.Subject, error) {
+	id, spec := d.idFor(ctx, p), p.spec
 	for i, n := range p.networks {
 		place, free, err := d.addresses.take(n.Name, n.Spec)
 		if err != nil {
@@ -252,13 +252,13 @@ func (d *Door) createIn(tx *store.Tx, name string, p *guestPlan) (operation.Subj
 
 // idFor returns a guest's id: that of one which stands ready to be it, or a new
 // one.
-func (d *Door) idFor(p *guestPlan) string {
+func (d *Door) idFor(ctx context.Context, p *guestPlan) string {
 	if d.TakeStandby != nil {
 		var networks []string
 		for _, n := range p.networks {
 			networks = append(networks, n.Name)
 		}
-		if id, ok := d.TakeStandby(p.spec, networks); ok {
+		if id, ok := d.TakeStandby(ctx, p.spec, networks); ok {
 			return id
 		}
 	}

@@ -267,9 +267,6 @@ func (d *daemon) close() error {
 	if d.compiling != nil {
 		d.compiling.Close()
 	}
-	if d.templates != nil {
-		d.templates.Close()
-	}
 	if d.networks != nil {
 		d.networks.All(func(_ string, f fabric.Fabric) { all = append(all, f.Close()) })
 	}

@@ -30,7 +30,7 @@ func (d *daemon) openTemplates(ctx context.Context) (err error) {
 		return err
 	}
 	d.templates, err = templates.Open(ctx, templates.Options{
-		Dir: filepath.Join(d.opt.DataDir, "templates"), RunDir: filepath.Join(d.opt.RunDir, "templates"),
+		Dir:     filepath.Join(d.opt.DataDir, "templates"),
 		Keepers: d.keepers, Engines: d.drivers.engines, Cgroups: d.cgroups, Volume: layers{}.Volume,
 		IDBase: guests.SpareIDs, Budget: budget, Log: d.log,
 		Made: func(g guest.Guest) { d.guests.Standby(g) },

@@ -14,8 +14,8 @@ func (r *Reconciler) adopt(ctx context.Context, g *guest.Guest, held keeper.Held
 	if wasUp(g.Status) || r.goingBy(guest.Guest{Meta: g.Meta, Spec: g.Spec, Status: guest.Status{Boots: g.Spec.Boots}}) {
 		return nil
 	}
-	if r.standby.comes(g.ID) {
-		return r.become(ctx, g, held)
+	if runs, comes := r.standby.comes(g.ID); comes {
+		return r.become(ctx, g, held, runs)
 	}
 	parts, err := r.attach(ctx, *g)
 	if err != nil {

@@ -38,9 +38,10 @@ func (r *Reconciler) makeStandby(ctx context.Context, log *slog.Logger, name str
 		Holder: guest.Holder{Host: r.Host, Epoch: 1, Slot: slot},
 	}
 	began := time.Now()
+	b := standby{g: g, kind: name}
 	err = r.markStandby(g)
 	if err == nil {
-		err = r.prepareStandby(ctx, g)
+		b.kernel, b.version, err = r.prepareStandby(ctx, g)
 	}
 	s := &r.standby
 	s.mu.Lock()
@@ -53,7 +54,7 @@ func (r *Reconciler) makeStandby(ctx context.Context, log *slog.Logger, name str
 		}
 		return
 	}
-	s.have[id] = standby{g: g, kind: name}
+	s.have[id] = b
 	log.Debug("a guest stands ready", "id", id, "image", g.Spec.Image, "memory", g.Spec.Memory, "took", time.Since(began))
 }
 
@@ -64,29 +65,37 @@ func (r *Reconciler) dropKind(name string) {
 }
 
 // prepareStandby starts a copy of a template, has it do once what guests are
-// asked first, and lets it stand still.
-func (r *Reconciler) prepareStandby(ctx context.Context, g guest.Guest) error {
+// asked first, and lets it stand still. It returns what kernel it runs, and the
+// version of its engine.
+func (r *Reconciler) prepareStandby(ctx context.Context, g guest.Guest) (kernel engine.Kernel, version string, err error) {
 	if !r.claim(g.ID) {
-		return &errs.Error{Kind: errs.Internal, Msg: "its id is a guest's"}
+		return kernel, "", &errs.Error{Kind: errs.Internal, Msg: "its id is a guest's"}
 	}
 	defer r.unclaim(g.ID)
-	parts, err := r.attach(ctx, g)
+	e, info, err := r.engine(ctx, g)
 	if err != nil {
-		return err
+		return kernel, "", err
 	}
-	if parts.Memory == "" {
-		return &errs.Error{Kind: errs.NotFound, Msg: "there is no template any more"}
+	parts, err := r.attach(ctx, g)
+	if err == nil && parts.Memory == "" {
+		err = &errs.Error{Kind: errs.NotFound, Msg: "there is no template any more"}
 	}
+	if err == nil {
+		err = r.startStandby(ctx, e, g, parts)
+	}
+	if err != nil {
+		return kernel, "", err
+	}
+	return parts.Kernel, info.Version, nil
+}
+
+func (r *Reconciler) startStandby(ctx context.Context, e engine.Engine, g guest.Guest, parts *engine.Parts) error {
 	// If this daemon dies, the next one finds a guest, if it is one by then, that
 	// goes on from memory and is still to be told who it is.
 	if err := os.Mkdir(filepath.Join(parts.Root.Writable, memoryUsed), 0o700); err != nil {
 		return err
 	}
 	if err := layer.Touch(parts.Root.Writable); err != nil {
-		return err
-	}
-	e, _, err := r.engine(ctx, g)
-	if err != nil {
 		return err
 	}
 	held, err := r.run(ctx, g, e, *parts)
@@ -164,7 +173,7 @@ func (r *Reconciler) exercise(ctx context.Context, id string, m engine.Machine) 
 // become makes a standby the guest of the record that was written for it, and
 // lets it run. g is brought up to date. One that does not take its identity is
 // ended, and the guest boots.
-func (r *Reconciler) become(ctx context.Context, g *guest.Guest, held keeper.Held) error {
+func (r *Reconciler) become(ctx context.Context, g *guest.Guest, held keeper.Held, runs engine.Kernel) error {
 	r.mu.Lock()
 	delete(r.attached, g.ID) // what was attached was the standby's
 	r.mu.Unlock()
@@ -176,6 +185,7 @@ func (r *Reconciler) become(ctx context.Context, g *guest.Guest, held keeper.Hel
 	if err != nil {
 		return err
 	}
+	parts.Kernel = runs // as it was started
 	r.mu.Lock()
 	r.attached[g.ID] = attachment{parts, g.Generation, true}
 	r.mu.Unlock()
@@ -210,15 +220,15 @@ func (r *Reconciler) booted(g guest.Guest, parts engine.Parts) {
 // goOn lets a standby run as g.
 func (r *Reconciler) goOn(ctx context.Context, e engine.Engine, g guest.Guest, parts engine.Parts, held keeper.Held) error {
 	m, err := e.Connect(ctx, g, parts, held)
-	if err != nil {
-		return err
+	if err == nil {
+		defer m.Close()
+		if p, ok := m.(engine.Pauser); ok {
+			err = p.Resume(ctx)
+		} else {
+			err = cannot(g, "be resumed")
+		}
 	}
-	defer m.Close()
-	p, ok := m.(engine.Pauser)
-	if !ok {
-		return cannot(g, "be resumed")
-	}
-	if err := p.Resume(ctx); err != nil {
+	if err != nil { // as what it is nobody may find it
 		return errors.Join(err, r.kill(context.WithoutCancel(ctx), g.ID))
 	}
 	return r.awake(ctx, e, g, parts, held)

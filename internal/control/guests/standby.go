@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"io/fs"
 	"log/slog"
 	"os"
@@ -13,6 +14,7 @@ import (
 
 	"lodge/internal/base/errs"
 	"lodge/internal/base/fsx"
+	"lodge/internal/engine"
 	"lodge/internal/model/guest"
 )
 
@@ -44,9 +46,11 @@ const (
 
 // standby is one that stands ready, or was given away and has no record yet.
 type standby struct {
-	g     guest.Guest
-	kind  string
-	taken time.Time // zero: nobody has it
+	g       guest.Guest
+	kind    string
+	kernel  engine.Kernel // that it runs
+	version string        // of the engine that runs it
+	taken   time.Time     // zero: nobody has it
 }
 
 // kind is a kind of guests that one is kept ready of.
@@ -59,14 +63,14 @@ type kind struct {
 type standbys struct {
 	mu     sync.Mutex
 	kinds  map[string]kind
-	have   map[string]standby // by id
-	coming map[string]bool    // ids whose guests have a record, and are still to become it
-	left   []guest.Guest      // by an earlier daemon
+	have   map[string]standby       // by id
+	coming map[string]engine.Kernel // of guests that have a record and are still to become it, by id: what they run
+	left   []guest.Guest            // that are still to be taken away
 	poke   chan struct{}
 }
 
 func newStandbys() standbys {
-	return standbys{kinds: map[string]kind{}, have: map[string]standby{}, coming: map[string]bool{}, poke: make(chan struct{}, 1)}
+	return standbys{kinds: map[string]kind{}, have: map[string]standby{}, coming: map[string]engine.Kernel{}, poke: make(chan struct{}, 1)}
 }
 
 // Standby says that guests like g are wanted, of which one shall stand ready from
@@ -94,22 +98,48 @@ func (s *standbys) wake() {
 
 // TakeStandby returns the id of a guest that stands ready to be one with this
 // spec, and is nobody else's from now on.
-func (r *Reconciler) TakeStandby(spec guest.Spec, networks []string) (id string, ok bool) {
+func (r *Reconciler) TakeStandby(ctx context.Context, spec guest.Spec, networks []string) (id string, ok bool) {
 	name := spec.StandbyKind(networks)
 	if name == "" {
 		return "", false
 	}
 	s := &r.standby
 	s.mu.Lock()
-	defer s.mu.Unlock()
-	for id, b := range s.have {
-		if b.kind == name && b.taken.IsZero() && r.alive(id) {
+	var b standby
+	for id, b = range s.have {
+		if ok = b.kind == name && b.taken.IsZero() && r.alive(id); ok {
 			b.taken = r.Now()
 			s.have[id] = b
-			return id, true
+			break
 		}
 	}
+	s.mu.Unlock()
+	if !ok || r.current(ctx, b) {
+		return id, ok
+	}
+	s.mu.Lock()
+	b.kind, b.taken = outdated, time.Time{}
+	s.have[id] = b
+	s.mu.Unlock()
+	s.wake()
 	return "", false
+}
+
+// outdated is the kind of what nobody can want any more.
+const outdated = ""
+
+// current reports whether a standby is what would be started now: a guest that
+// is made after an update has what was updated.
+func (r *Reconciler) current(ctx context.Context, b standby) bool {
+	_, info, err := r.engine(ctx, b.g)
+	if err != nil || info.Version != b.version {
+		return false
+	}
+	if info.Kernel == "" {
+		return true
+	}
+	k, err := r.Kernels.For(ctx, info.Kernel, r.imageOf(b.g), b.g.Spec.Hardware.Kernel)
+	return err == nil && k.Path == b.kernel.Path && k.Initrd == b.kernel.Initrd && k.Version == b.kernel.Version
 }
 
 // pass hands a guest that has a record over to whoever looks after guests: it is
@@ -117,16 +147,19 @@ func (r *Reconciler) TakeStandby(spec guest.Spec, networks []string) (id string,
 func (s *standbys) pass(id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if _, ok := s.have[id]; ok {
+	if b, ok := s.have[id]; ok {
 		delete(s.have, id)
-		s.coming[id] = true
+		s.coming[id] = b.kernel
 	}
 }
 
-func (s *standbys) comes(id string) bool {
+// comes reports whether a guest is still to become the one of its record, and
+// what kernel it runs.
+func (s *standbys) comes(id string) (runs engine.Kernel, yes bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.coming[id]
+	runs, yes = s.coming[id]
+	return runs, yes
 }
 
 func (s *standbys) done(id string) {
@@ -234,6 +267,7 @@ func (r *Reconciler) endStandbys(ctx context.Context, log *slog.Logger) {
 	for _, id := range ids {
 		r.dropStandby(ctx, log, id)
 	}
+	r.sweepStandbys(ctx, log) // also one that was in the making
 }
 
 // dropStandby ends one that has no record.
@@ -296,8 +330,11 @@ func (r *Reconciler) FindStandbys(ctx context.Context) error {
 		if err == nil {
 			err = json.Unmarshal(text, &g)
 		}
-		if err != nil || g.ID != id {
-			failed = append(failed, err)
+		if err == nil && g.ID != id {
+			err = fmt.Errorf("it is of %q", g.ID)
+		}
+		if err != nil {
+			failed = append(failed, fmt.Errorf("%s: %w", path, err))
 			continue
 		}
 		if err := r.endProgram(ctx, id); err != nil {

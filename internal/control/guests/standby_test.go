@@ -100,14 +100,14 @@ func TestAStandbyBecomesTheGuestThatIsWanted(t *testing.T) {
 	}
 	other := like(w)
 	other.Memory *= 2
-	if _, ok := w.r.TakeStandby(other, nil); ok {
+	if _, ok := w.r.TakeStandby(w.t.Context(), other, nil); ok {
 		t.Error("one with other memory is taken")
 	}
-	got, ok := w.r.TakeStandby(like(w), nil)
+	got, ok := w.r.TakeStandby(w.t.Context(), like(w), nil)
 	if !ok || got != id {
 		t.Fatalf("took %q, %v", got, ok)
 	}
-	if _, ok := w.r.TakeStandby(like(w), nil); ok {
+	if _, ok := w.r.TakeStandby(w.t.Context(), like(w), nil); ok {
 		t.Error("it is taken twice")
 	}
 	rec, err := w.r.Tables.Guests.Create(t.Context(), "h", like(w), store.WithID(id))
@@ -138,7 +138,7 @@ func TestAStandbyBecomesTheGuestThatIsWanted(t *testing.T) {
 func TestAStandbyThatDoesNotBecomeTheGuest(t *testing.T) {
 	w, c, _ := newReady(t)
 	id := w.ready()
-	if _, ok := w.r.TakeStandby(like(w), nil); !ok {
+	if _, ok := w.r.TakeStandby(w.t.Context(), like(w), nil); !ok {
 		t.Fatal("not taken")
 	}
 	if _, err := w.r.Tables.Guests.Create(t.Context(), "h", like(w), store.WithID(id)); err != nil {
@@ -151,8 +151,22 @@ func TestAStandbyThatDoesNotBecomeTheGuest(t *testing.T) {
 	if _, err := w.pass(); err == nil || w.e.killed != 1 {
 		t.Fatalf("%v, killed %d", err, w.e.killed)
 	}
-	if w.r.standby.comes(id) {
+	if _, comes := w.r.standby.comes(id); comes {
 		t.Error("it is still to become the guest")
+	}
+}
+
+// TestAStandbyOfBefore is given to nobody once a guest would be started otherwise.
+func TestAStandbyOfBefore(t *testing.T) {
+	w, _, _ := newReady(t)
+	w.e.info.Kernel, w.kernels.path = "linux", "/boot/older"
+	w.ready()
+	w.kernels.path = "/boot/newer"
+	if id, ok := w.r.TakeStandby(t.Context(), like(w), nil); ok {
+		t.Errorf("%s runs another kernel", id)
+	}
+	if useless := w.r.standby.useless(w.now, w.r.alive); len(useless) != 1 {
+		t.Errorf("useless are %v", useless)
 	}
 }
 
@@ -162,7 +176,7 @@ func TestAStandbyThatNobodyWants(t *testing.T) {
 		"for long":      func(w *world, _ string) { w.now = w.now.Add(standbyFor + time.Second) },
 		"since it died": func(w *world, id string) { w.k.end(id, keeper.Exit{At: w.now}) },
 		"after all": func(w *world, _ string) {
-			w.r.TakeStandby(like(w), nil)
+			w.r.TakeStandby(w.t.Context(), like(w), nil)
 			w.now = w.now.Add(standbyTaken + time.Second)
 		},
 	} {

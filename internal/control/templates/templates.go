@@ -4,9 +4,9 @@
 // A template is a cache: there is no record of it, and what is lost is made
 // again. It is made behind the first guest of its kind that booted the ordinary
 // way, by booting another that nobody sees, and lies in one folder that is
-// there wholly or not at all. While it is used its memory is in one sealed file
-// that every copy maps: pages that a copy does not change are there once for
-// all of them, and none can change them for another.
+// there wholly or not at all. Nobody writes to it once it is there: engines map its
+// memory for each copy, so that what a copy does not change is in memory once for
+// all of them.
 package templates
 
 import (
@@ -19,6 +19,8 @@ import (
 	"sync"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"lodge/internal/base/cgroup"
 	"lodge/internal/engine"
 	"lodge/internal/keeper"
@@ -28,7 +30,6 @@ import (
 // Options is what templates are made with.
 type Options struct {
 	Dir     string // each template gets a folder below it; lasts
-	RunDir  string // ends with the host
 	Keepers keeper.Keepers
 	Engines engine.Set
 	Cgroups *cgroup.Tree
@@ -54,9 +55,8 @@ type Templates struct {
 // template is one that is ready.
 type template struct {
 	key  string
-	size uint64    // bytes of memory that it takes
+	size uint64    // bytes that its memory and its devices take
 	used time.Time // last
-	ram  *os.File  // sealed; nil until it is first used, or if its memory lies with its devices
 }
 
 // job is a template to be made, with what a guest was started with that it is
@@ -150,13 +150,8 @@ func (t *Templates) Find(g guest.Guest, info engine.Info, parts engine.Parts) (m
 	if have == nil {
 		return "", "", false
 	}
-	memory, err := t.use(have)
-	if err != nil {
-		t.Log.Warn("a template cannot be used", "template", key, "error", err)
-		return "", "", false
-	}
 	have.used = time.Now()
-	return memory, filepath.Dir(t.volume(key)), true
+	return t.memory(key), filepath.Dir(t.volume(key)), true
 }
 
 // Want asks for a template for guests as g, which has booted the ordinary way.
@@ -205,6 +200,15 @@ func (t *Templates) Run(ctx context.Context) {
 	}
 }
 
+// allocated is how many bytes of a file take space.
+func allocated(path string) (uint64, error) {
+	var st unix.Stat_t
+	if err := unix.Stat(path, &st); err != nil {
+		return 0, err
+	}
+	return uint64(st.Blocks) * 512, nil
+}
+
 // Size returns how many templates there are and how many bytes they take.
 func (t *Templates) Size() (n int, bytes uint64) {
 	t.mu.Lock()
@@ -244,25 +248,10 @@ func excess(all []*template, budget uint64) []*template {
 
 // drop removes a template. What has been cut off is swept by Open.
 func (t *Templates) drop(old *template) {
-	if old.ram != nil {
-		old.ram.Close()
-	}
 	gone := t.folder(old.key) + unfinished
-	for _, err := range []error{os.RemoveAll(gone), os.Rename(t.folder(old.key), gone), os.RemoveAll(gone), os.RemoveAll(t.shown(old.key))} {
+	for _, err := range []error{os.RemoveAll(gone), os.Rename(t.folder(old.key), gone), os.RemoveAll(gone)} {
 		if err != nil {
 			t.Log.Warn("a template could not be removed", "template", old.key, "error", err)
-		}
-	}
-}
-
-// Close lets go of the memory of all templates. Guests keep what they use.
-func (t *Templates) Close() {
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	for _, h := range t.have {
-		if h.ram != nil {
-			h.ram.Close()
-			h.ram = nil
 		}
 	}
 }

@@ -1,7 +1,6 @@
 package templates
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"io"
@@ -10,8 +9,6 @@ import (
 	"path/filepath"
 	"testing"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"lodge/internal/engine"
 	"lodge/internal/model/guest"
@@ -92,53 +89,6 @@ func TestExcess(t *testing.T) {
 	}
 }
 
-// TestSealed: the memory is that of the file, holes stay holes, and nobody can
-// change it, though everybody may change a private mapping.
-func TestSealed(t *testing.T) {
-	path := filepath.Join(t.TempDir(), "ram")
-	f, err := os.Create(path)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer f.Close()
-	const size = 64 << 20
-	if err := f.Truncate(size); err != nil {
-		t.Fatal(err)
-	}
-	want := bytes.Repeat([]byte("lodge"), 100_000)
-	if _, err := f.WriteAt(want, 8<<20); err != nil {
-		t.Fatal(err)
-	}
-	ram, err := sealed(f)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer ram.Close()
-	have := make([]byte, len(want))
-	if _, err := ram.ReadAt(have, 8<<20); err != nil || !bytes.Equal(have, want) {
-		t.Errorf("the content differs (%v)", err)
-	}
-	var st unix.Stat_t
-	if err := unix.Fstat(int(ram.Fd()), &st); err != nil || st.Size != size || st.Blocks*512 > 4<<20 {
-		t.Errorf("%d bytes take %d (%v)", st.Size, st.Blocks*512, err)
-	}
-	if _, err := ram.WriteAt([]byte("x"), 0); !errors.Is(err, unix.EPERM) {
-		t.Errorf("it can be written to: %v", err)
-	}
-	if _, err := unix.Mmap(int(ram.Fd()), 0, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED); err == nil {
-		t.Error("it can be mapped to be changed for all")
-	}
-	mine, err := unix.Mmap(int(ram.Fd()), 8<<20, 4096, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE)
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer unix.Munmap(mine)
-	mine[0] = 'L'
-	if _, err := ram.ReadAt(have[:1], 8<<20); err != nil || have[0] != 'l' {
-		t.Errorf("a private change is seen by others: %q, %v", have[0], err)
-	}
-}
-
 // TestOpenSweeps: what a daemon left half made is gone, what is whole is found.
 func TestOpenSweeps(t *testing.T) {
 	dir := t.TempDir()
@@ -148,7 +98,7 @@ func TestOpenSweeps(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	all := &Templates{Options: Options{Dir: dir, RunDir: t.TempDir(), Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, have: map[string]*template{}}
+	all := &Templates{Options: Options{Dir: dir, Log: slog.New(slog.NewTextHandler(io.Discard, nil))}, have: map[string]*template{}}
 	if err := all.scan(context.Background()); err != nil {
 		t.Fatal(err)
 	}
@@ -158,9 +108,5 @@ func TestOpenSweeps(t *testing.T) {
 	left, err := os.ReadDir(dir)
 	if err != nil || len(left) != 1 {
 		t.Errorf("left %v, %v", left, err)
-	}
-	at, err := all.use(all.have["whole"])
-	if err != nil || at != filepath.Join(dir, "whole", "memory") {
-		t.Errorf("memory beside its devices is not to be sealed: %s, %v", at, err)
 	}
 }
