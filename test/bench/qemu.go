@@ -150,13 +150,11 @@ func (b *bench) templates(ctx context.Context, s *server, cold Samples) error {
 // standbys launches guests of which one stands ready each time, as lodge is
 // shipped.
 func (b *bench) standbys(ctx context.Context, s *server, cold Samples) error {
+	if _, _, err := s.timeLaunch(ctx, s.answers, warmGuest...); err != nil { // which makes one wanted
+		return err
+	}
 	var runs, warm, first Samples
 	for range 10 {
-		if len(warm) == 0 { // which makes one wanted
-			if _, _, err := s.timeLaunch(ctx, s.answers, warmGuest...); err != nil {
-				return err
-			}
-		}
 		if err := s.says(ctx, "standing ready", "1 guest"); err != nil {
 			return err
 		}
