@@ -16,7 +16,7 @@ import (
 var update = flag.Bool("update", false, "write the golden files anew")
 
 // some is a host with everything.
-var some = host{Version: "7.2.22", Machine: "pc-q35-7.2", CPUs: 4, TSC: 2_100_000, Firmware: firmware{
+var some = host{Version: "7.2.22", Machine: "pc-q35-7.2", CPUs: 4, Slow: []string{"erms", "fsrm"}, TSC: 2_100_000, Firmware: firmware{
 	"bios": {}, "uefi": {"/ovmf/code", "/ovmf/vars"}, "uefi-secure": {"/ovmf/code.secboot", "/ovmf/vars.ms"}}}
 
 func web1() (guest.Guest, engine.Parts) {

@@ -114,7 +114,8 @@ type host struct {
 	KVM      bool
 	CPUs     int
 	Firmware firmware
-	TSC      uint64 // thousands a second that the processors' time stamp counter counts; 0: not known
+	Slow     []string // features that QEMU knows and that make translated guests slow
+	TSC      uint64   // thousands a second that the processors' time stamp counter counts; 0: not known
 }
 
 func (h host) accel() string {
@@ -143,6 +144,9 @@ func design(g guest.Guest, parts engine.Parts, h host) (hardware, error) {
 	}
 	if m := g.Spec.Hardware.CPUModel; m != "" {
 		w.CPUModel = processor(m)
+	}
+	if !h.KVM {
+		w.CPUModel = translated(w.CPUModel, h.Slow)
 	}
 	w.CPUs = min(processors(g.Spec.CPUs, h.CPUs), mostCPUs)
 	w.MaxCPUs = max(w.CPUs, min(h.CPUs, mostCPUs))

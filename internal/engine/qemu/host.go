@@ -102,6 +102,7 @@ func (l *look) ask(ctx context.Context) error {
 	}
 	text, err = run(ctx, l.program, "-cpu", "help")
 	l.models, l.changes = parseModels(text), parseFeatures(text)
+	l.Slow = slices.DeleteFunc(byteStrings(), func(f string) bool { return !slices.Contains(l.changes, f) })
 	return err
 }
 

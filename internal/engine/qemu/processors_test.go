@@ -22,6 +22,19 @@ func TestProcessor(t *testing.T) {
 	}
 }
 
+func TestTranslated(t *testing.T) {
+	for model, want := range map[string]string{
+		"max":             "max,-erms,-fsrm",
+		"qemu64,+svm":     "qemu64,+svm,-erms,-fsrm",
+		"max,+erms":       "max,+erms,-fsrm",
+		"max,-fsrm,+erms": "max,-fsrm,+erms",
+	} {
+		if is := translated(model, []string{"erms", "fsrm"}); is != want || !cpuModel.MatchString(is) {
+			t.Errorf("%s is %s", model, is)
+		}
+	}
+}
+
 func TestParseFeatures(t *testing.T) {
 	help := "Available CPUs:\nx86 486\n\nRecognized CPUID flags:\n  3dnow abm\n  zero-fcs-fds\n"
 	if is := parseFeatures([]byte(help)); !slices.Equal(is, []string{"3dnow", "abm", "zero-fcs-fds"}) {
