@@ -263,6 +263,9 @@ func commandLine(g guest.Guest, parts engine.Parts, j launch.Jail, memory uint64
 		"slab_max_order=0",
 		// What JFS keeps ready for as many changes as a server makes.
 		"jfs.nTxBlock=128",
+		// Twice a second the kernel would look whether it should make room for
+		// huge pages, which it has none of.
+		"sysctl.vm.compaction_proactiveness=0",
 	}
 	if parts.Kernel.Modules != "" {
 		argv = append(argv, "ubd"+strconv.Itoa(modulesDisk)+"rc="+modulesAt)
