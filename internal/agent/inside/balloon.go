@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime/debug"
+	"slices"
 	"sync"
 	"time"
 	"unsafe"
@@ -44,7 +45,10 @@ func (b *balloon) hold(s *stream, bytes uint64) (held uint64, err error) {
 		b.held = b.held[:len(b.held)-1]
 	}
 	for uint64(len(b.held)+1)*balloonPiece <= bytes {
-		piece, err := takePiece(s)
+		if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+balloonRest {
+			return b.size(), errNeeded()
+		}
+		piece, err := takePiece(s, unix.Mlock)
 		if err != nil {
 			return b.size(), err
 		}
@@ -58,24 +62,88 @@ func (b *balloon) hold(s *stream, bytes uint64) (held uint64, err error) {
 func (b *balloon) squeeze(s *stream) error {
 	b.mu.Lock()
 	defer b.mu.Unlock()
+	dropCaches()
+	if !hasToSpare() {
+		return nil
+	}
+	if err := squeezeFixed(s); err != nil {
+		return err
+	}
 	var taken [][]byte
 	defer func() {
 		for _, piece := range taken {
 			_ = unix.Munmap(piece)
 		}
 	}()
-	dropCaches()
-	for {
-		piece, err := takePiece(s)
-		if errs.Is(err, errs.Unsupported) {
-			return nil
-		}
+	for hasToSpare() {
+		piece, err := takePiece(s, populate)
 		if err != nil {
 			return err
 		}
 		taken = append(taken, piece)
+		// If programs need memory now, the kernel takes what it needs of it.
+		_ = unix.Madvise(piece, unix.MADV_FREE)
 	}
+	return nil
 }
+
+// squeezeFixed lets the host have what the guest is to keep free while the rest
+// is taken. The kernel has memory that it used itself apart and gives it to
+// programs last, so that would be it; but it gives it first to files that it
+// cannot move. Nor can it take it from those if programs need it: they are
+// small, and gone in a moment.
+func squeezeFixed(s *stream) error {
+	all, err := mapFixed(int(min(balloonRest, memoryFree()/4/balloonPiece*balloonPiece)))
+	if err != nil {
+		return fmt.Errorf("memory that is not moved: %w", err)
+	}
+	defer unix.Munmap(all)
+	for piece := range slices.Chunk(all, balloonPiece) {
+		if !hasToSpare() {
+			return nil
+		}
+		if err := offerPiece(s, piece, populate); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// mapFixed maps a new file of a file system whose files are memory that the
+// kernel does not move.
+func mapFixed(size int) ([]byte, error) {
+	fs, err := unix.Fsopen("ramfs", unix.FSOPEN_CLOEXEC)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(fs)
+	if err := unix.FsconfigCreate(fs); err != nil {
+		return nil, err
+	}
+	dir, err := unix.Fsmount(fs, unix.FSMOUNT_CLOEXEC, 0)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(dir)
+	file, err := unix.Openat(dir, "memory", unix.O_RDWR|unix.O_CREAT|unix.O_CLOEXEC, 0o600)
+	if err != nil {
+		return nil, err
+	}
+	defer unix.Close(file)
+	if err := unix.Ftruncate(file, int64(size)); err != nil {
+		return nil, err
+	}
+	return unix.Mmap(file, 0, size, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+}
+
+// populate makes all pages of mapped memory be there.
+func populate(piece []byte) error { return unix.Madvise(piece, unix.MADV_POPULATE_WRITE) }
+
+// hasToSpare reports whether a piece can be taken and leaves enough: network
+// cards, too, want memory at once.
+func hasToSpare() bool { return memoryFree() >= balloonPiece+balloonRest }
+
+func memoryFree() uint64 { return keyed("/proc/meminfo")["MemFree:"] << 10 }
 
 func errNeeded() error {
 	return &errs.Error{Kind: errs.Unsupported, Field: "memory", Msg: "the guest's programs need its memory", Hint: "end some of them and set it again, or restart the guest"}
@@ -83,45 +151,50 @@ func errNeeded() error {
 
 func (b *balloon) size() uint64 { return uint64(len(b.held)) * balloonPiece }
 
-// dropCaches frees what the guest's kernel remembers of its disks, and what the
-// agent does not use any more. What is in use is kept.
+// dropCaches frees what the guest's kernel remembers of its disks, of programs
+// that run too, and what the agent does not use any more.
 func dropCaches() {
 	_ = os.WriteFile("/proc/sys/vm/drop_caches", []byte("3"), 0)
+	if fd, err := unix.Open("/sys/fs/cgroup/memory.reclaim", unix.O_WRONLY|unix.O_NONBLOCK|unix.O_CLOEXEC, 0); err == nil {
+		memory := keyed("/proc/meminfo")
+		// It answers EAGAIN if it found less, which package os would wait after.
+		_, _ = unix.Write(fd, fmt.Appendf(nil, "%dK swappiness=0", memory["Active(file):"]+memory["Inactive(file):"]))
+		_ = unix.Close(fd)
+	}
 	debug.FreeOSMemory()
 }
 
-// takePiece takes memory and has the host take it, unless it would leave the
-// guest less than it needs meanwhile: its network cards, too, want memory at once.
-func takePiece(s *stream) (piece []byte, err error) {
-	if keyed("/proc/meminfo")["MemAvailable:"]<<10 < balloonPiece+balloonRest {
-		return nil, errNeeded()
-	}
-	piece, err = unix.Mmap(-1, 0, balloonPiece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
+// takePiece takes memory, which fill makes be there, and has the host take it.
+func takePiece(s *stream, fill func(piece []byte) error) ([]byte, error) {
+	piece, err := unix.Mmap(-1, 0, balloonPiece, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_PRIVATE|unix.MAP_ANONYMOUS)
 	if err != nil {
 		return nil, fmt.Errorf("taking memory: %w", err)
 	}
-	defer func() {
-		if err != nil {
-			unix.Munmap(piece)
-		}
-	}()
-	// It has no other pages than its own, all there, and none of them is ever
-	// swapped out or seen by a child.
+	// It has no other pages than its own, and none of them is ever seen by a
+	// child.
 	_ = unix.Madvise(piece, unix.MADV_NOHUGEPAGE)
 	_ = unix.Madvise(piece, unix.MADV_DONTFORK)
-	if err := unix.Mlock(piece); err != nil {
-		return nil, fmt.Errorf("keeping memory: %w", err)
+	if err := offerPiece(s, piece, fill); err != nil {
+		unix.Munmap(piece)
+		return nil, err
+	}
+	return piece, nil
+}
+
+func offerPiece(s *stream, piece []byte, fill func(piece []byte) error) error {
+	if err := fill(piece); err != nil {
+		return fmt.Errorf("filling memory: %w", err)
 	}
 	still, err := pinned(piece)
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer still()
 	pages, err := pagesOf(piece)
 	if err != nil {
-		return nil, err
+		return err
 	}
-	return piece, offer(s, pages)
+	return offer(s, pages)
 }
 
 // pinned keeps the kernel from moving the pages of a piece until still is

@@ -126,3 +126,39 @@ func TestSlim(t *testing.T) {
 	}
 	said(t, m, "sh", "-c", "head -c 120000000 /dev/zero > /tmp/used && md5sum /tmp/used")
 }
+
+// TestSqueezedGuestTakesMemory has programs of a guest fill nearly all of its
+// memory, again and again, while all that is free is taken from it: none of them
+// is ended for want of memory, and what they keep stays what it is.
+func TestSqueezedGuestTakesMemory(t *testing.T) {
+	r := newRig(t)
+	g, p := r.guest(t, guest.Spec{Memory: 128 << 20})
+	m := r.boot(t, g, p)
+	defer r.end(t, m)
+	must(t, m.line.Await(t.Context()))
+	sum := said(t, m, "sh", "-c", "mount -t tmpfs -o size=100m none /tmp && head -c 5000000 /dev/urandom > /tmp/kept && md5sum /tmp/kept")
+	ended := make(chan error, 1)
+	times := 0
+	go func() {
+		var err error
+		for ; err == nil && times < 20; times++ {
+			err = squeeze(t.Context(), m.line, m.held)
+		}
+		ended <- err
+	}()
+	for done := false; !done; {
+		select {
+		case err := <-ended:
+			must(t, err)
+			done = true
+		default:
+		}
+		said(t, m, "sh", "-c", "for i in $(seq 10); do dd if=/dev/zero of=/dev/null bs=6M count=1 & all=\"$all $!\"; done; for p in $all; do wait $p || exit 1; done")
+	}
+	if is := said(t, m, "sh", "-c", "md5sum /tmp/kept"); is != sum {
+		t.Errorf("what was in memory changed: %s, %s before", is, sum)
+	}
+	if is := said(t, m, "sh", "-c", "grep '^oom_kill ' /proc/vmstat"); strings.TrimSpace(is) != "oom_kill 0" {
+		t.Errorf("of programs that were ended for want of memory the guest says %q", is)
+	}
+}
