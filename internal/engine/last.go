@@ -7,6 +7,7 @@ import (
 	"syscall"
 
 	"lodge/internal/keeper"
+	"lodge/internal/model/guest"
 )
 
 const (
@@ -23,6 +24,17 @@ const (
 
 // AgentSilent is the trouble of a guest that hangs, or has lost its agent.
 const AgentSilent = "its agent does not answer"
+
+// BeforeNow tells what an earlier daemon knew of the agent of a guest that runs as
+// pid: that it was up, and whether it had fallen silent.
+func BeforeNow(g guest.Guest, pid int) (up, silent bool) {
+	s := g.Status
+	if s.Pid != pid {
+		return false, false // of another run
+	}
+	silent = s.Problem != nil && s.Problem.Message == AgentSilent
+	return s.Ready || silent, silent
+}
 
 // SaidNothing is what a person is shown of a guest that ended badly before its
 // console said anything.

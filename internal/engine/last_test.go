@@ -7,6 +7,8 @@ import (
 	"testing"
 
 	"lodge/internal/keeper"
+	"lodge/internal/model"
+	"lodge/internal/model/guest"
 )
 
 func TestLastWords(t *testing.T) {
@@ -68,5 +70,23 @@ func keep(t *testing.T, path, text, begins string) {
 	}
 	if err != nil {
 		t.Fatal(err)
+	}
+}
+
+func TestBeforeNow(t *testing.T) {
+	deaf, other := &model.Problem{Message: AgentSilent}, &model.Problem{Message: "something else"}
+	for _, c := range []struct {
+		s          guest.Status
+		up, silent bool
+	}{
+		{guest.Status{Pid: 7}, false, false},
+		{guest.Status{Pid: 7, Ready: true}, true, false},
+		{guest.Status{Pid: 7, Ready: true, Problem: other}, true, false},
+		{guest.Status{Pid: 7, Problem: deaf}, true, true},
+		{guest.Status{Pid: 6, Ready: true, Problem: deaf}, false, false},
+	} {
+		if up, silent := BeforeNow(guest.Guest{Status: c.s}, 7); up != c.up || silent != c.silent {
+			t.Errorf("%+v: %v, %v", c.s, up, silent)
+		}
 	}
 }

@@ -28,6 +28,8 @@ type Options struct {
 	Log      *slog.Logger  // may be nil
 	Patience time.Duration // how long a call waits for a guest that boots; 0: a minute
 	Beat     time.Duration // how often the agent is asked whether it is there; 0: ten seconds
+	Booted   bool          // the guest was up already: its agent answers soon, or does not at all
+	Silent   bool          // it did not when it was last heard of: it is taken for silent until it does
 }
 
 // State is what is known of the guest without asking.
@@ -66,7 +68,7 @@ type Link struct {
 	mu      sync.Mutex
 	session *mux.Session
 	state   State
-	heard   bool          // there was a session
+	heard   bool          // the guest is up, or was: there was a session, of this daemon or of one before
 	changed chan struct{} // closed with each change
 }
 
@@ -83,8 +85,8 @@ func Open(ch io.ReadWriteCloser, o Options) *Link {
 	if o.Credit {
 		window = creditWindow
 	}
-	l := &Link{o: o, calls: make(chan struct{}, callsMax), ended: make(chan struct{}), changed: make(chan struct{})}
-	l.state.Since = time.Now()
+	l := &Link{o: o, calls: make(chan struct{}, callsMax), ended: make(chan struct{}), changed: make(chan struct{}), heard: o.Booted}
+	l.state.Since, l.state.Silent = time.Now(), o.Silent
 	if o.Mailbox != nil {
 		m, err := agent.NewMailbox(o.Mailbox)
 		if err != nil {
@@ -166,7 +168,7 @@ func (l *Link) run() {
 func (l *Link) found(s *mux.Session) {
 	l.update(func() {
 		l.session, l.heard = s, true
-		l.state.Connected, l.state.Since = true, time.Now()
+		l.state.Connected, l.state.Since, l.state.Silent = true, time.Now(), false
 	})
 }
 

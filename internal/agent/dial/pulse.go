@@ -25,6 +25,8 @@ func (l *Link) pulse(every time.Duration) {
 		}
 		if missed++; l.beats(every) {
 			missed = 0
+			l.silent(false)
+			continue
 		}
 		l.mu.Lock()
 		limit := bootBeats
@@ -32,7 +34,9 @@ func (l *Link) pulse(every time.Duration) {
 			limit = beatsMissed
 		}
 		l.mu.Unlock()
-		l.silent(missed >= limit)
+		if missed >= limit {
+			l.silent(true)
+		}
 	}
 }
 

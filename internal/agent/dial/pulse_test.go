@@ -64,6 +64,33 @@ func TestAnAgentThatFallsSilent(t *testing.T) {
 	}
 }
 
+// TestAnAgentThatWasSilent is told so until it answers.
+func TestAnAgentThatWasSilent(t *testing.T) {
+	host, guest := pair(t)
+	changed := make(chan struct{}, 1)
+	l := Open(host, Options{Beat: 20 * time.Millisecond, Booted: true, Silent: true, Changed: func() {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}})
+	defer l.Close()
+	for range 2 * beatsMissed {
+		if s := l.State(); !s.Silent {
+			t.Fatalf("nobody answered, and it is %+v", s)
+		}
+		time.Sleep(10 * time.Millisecond)
+	}
+	go inside.New(agent.Config{ID: "one", Hostname: "web1"}).Converse(guest, false)
+	for end := time.After(time.Minute); l.State().Silent; {
+		select {
+		case <-changed:
+		case <-end:
+			t.Fatalf("it answers, and is %+v", l.State())
+		}
+	}
+}
+
 // TestAnAgentThatIsNotThere is told after a while.
 func TestAnAgentThatIsNotThere(t *testing.T) {
 	host, guest := pair(t)

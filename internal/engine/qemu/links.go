@@ -101,7 +101,8 @@ func (e *Engine) newLink(g guest.Guest, parts engine.Parts, h keeper.Held) *link
 		if f, err := launch.Take(h, hostEnd(agentAt)); err != nil {
 			l.trouble = "its agent cannot be spoken to: " + err.Error()
 		} else {
-			l.agent = dial.Open(f, dial.Options{Log: e.o.Log.With("guest", g.Name), Changed: func() { e.o.Changed(g.ID) }})
+			up, silent := engine.BeforeNow(g, l.key.pid)
+			l.agent = dial.Open(f, dial.Options{Log: e.o.Log.With("guest", g.Name), Booted: up, Silent: silent, Changed: func() { e.o.Changed(g.ID) }})
 		}
 	} else {
 		l.theirs, l.boot = newGuestAgent(l, g, parts), newBootWatch(l, parts)
@@ -227,9 +228,9 @@ func (l *link) open() (*qmp.Client, error) {
 // note changes what is known and tells whoever wants to know.
 func (l *link) note(change func()) {
 	l.mu.Lock()
-	status, trouble, up, stuck := l.status, l.trouble, l.monitor != nil, l.noBoot
+	status, trouble, up, failed, stuck := l.status, l.trouble, l.monitor != nil, l.failure != nil, l.noBoot
 	change()
-	same := status == l.status && trouble == l.trouble && up == (l.monitor != nil) && alike(stuck, l.noBoot)
+	same := status == l.status && trouble == l.trouble && up == (l.monitor != nil) && failed == (l.failure != nil) && alike(stuck, l.noBoot)
 	l.mu.Unlock()
 	if !same {
 		l.e.o.Changed(l.id)

@@ -62,7 +62,7 @@ func (m *Machine) Probe(context.Context) (engine.Probe, error) {
 	switch {
 	case l.monitor == nil && l.failure != nil:
 		p.Trouble = "QEMU does not answer: " + l.failure.Error()
-	case p.Trouble == "" && l.agent != nil && l.agent.State().Silent && !p.Paused && l.status == "running":
+	case p.Trouble == "" && l.agent != nil && l.agent.State().Silent && (l.status == "running" || l.status == ""): // or QEMU has not said yet
 		p.Trouble = engine.AgentSilent
 	case p.Trouble == "" && (l.status == "internal-error" || l.status == "io-error" || l.status == "guest-panicked"):
 		p.Trouble = "QEMU has stopped it: " + l.status

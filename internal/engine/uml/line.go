@@ -66,8 +66,9 @@ func (ls *lines) get(e *Engine, g guest.Guest, parts engine.Parts, h keeper.Held
 	if e.o.Changed != nil {
 		changed = func() { e.o.Changed(g.ID) }
 	}
+	up, silent := engine.BeforeNow(g, state.Pid)
 	l := &line{pid: state.Pid, started: state.Started, memory: bootMemory(state.Pid, g.Spec), cards: map[string]engine.NIC{},
-		Link: dial.Open(ch, dial.Options{Credit: true, Mailbox: mailbox, Changed: changed, Log: e.o.Log.With("guest", g.Name)})}
+		Link: dial.Open(ch, dial.Options{Credit: true, Mailbox: mailbox, Changed: changed, Booted: up, Silent: silent, Log: e.o.Log.With("guest", g.Name)})}
 	ls.of[g.ID] = l
 	go ls.forget(g.ID, l)
 	go l.followSpace(space, changed)
