@@ -196,7 +196,7 @@ func (d *daemon) openReconcilers(ctx context.Context) (err error) {
 	d.guests, err = guests.New(guests.Options{
 		Tables: d.tables, Host: d.opt.Host, HostBoot: strings.TrimSpace(string(boot)), Dir: d.opt.guestDir(),
 		Keepers: d.keepers, Engines: d.drivers.engines, Pools: d.pools, Networks: d.networks,
-		Cgroups: d.cgroups, Images: d.images, Layers: layers{}, Templates: d.templates, Kernels: bootable{d}, CPUs: processors(), Now: time.Now,
+		Cgroups: d.cgroups, Images: d.images, Layers: layers{}, Templates: d.templates, Kernels: bootable{d}, CPUs: processors(), Cards: fabric.Cards(d.opt.Prefix), Now: time.Now,
 		Slots: placing, StandbyMemory: standby, Tell: d.tellStep, Copied: d.tellCopied,
 	})
 	if err != nil {

@@ -11,6 +11,7 @@ import (
 	"lodge/internal/base/errs"
 	"lodge/internal/base/kvmprobe"
 	"lodge/internal/engine"
+	"lodge/internal/fabric"
 )
 
 // Options is what an administrator can choose when starting lodged.
@@ -35,7 +36,7 @@ type Options struct {
 func Defaults() Options {
 	return Options{
 		DataDir: "/var/lib/lodge", RunDir: "/run/lodge", HTTPS: "127.0.0.1:8443",
-		Group: "lodge", Prefix: "lodge", Limits: true, Log: slog.Default(),
+		Group: "lodge", Prefix: fabric.Prefix, Limits: true, Log: slog.Default(),
 	}
 }
 

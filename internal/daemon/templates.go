@@ -6,6 +6,7 @@ import (
 
 	"lodge/internal/control/guests"
 	"lodge/internal/control/templates"
+	"lodge/internal/fabric"
 	"lodge/internal/model/guest"
 )
 
@@ -32,7 +33,7 @@ func (d *daemon) openTemplates(ctx context.Context) (err error) {
 	d.templates, err = templates.Open(ctx, templates.Options{
 		Dir:     filepath.Join(d.opt.DataDir, "templates"),
 		Keepers: d.keepers, Engines: d.drivers.engines, Cgroups: d.cgroups, Volume: layers{}.Volume,
-		IDBase: guests.SpareIDs, Budget: budget, Log: d.log,
+		IDBase: guests.SpareIDs, Cards: fabric.Cards(d.opt.Prefix), Budget: budget, Log: d.log,
 		Made: func(g guest.Guest) { d.guests.Standby(g) },
 	})
 	return err

@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"lodge/api"
+	"lodge/internal/fabric"
 )
 
 const (
@@ -241,7 +242,7 @@ func (b *bench) removeAll(ctx context.Context, s *server) error {
 	if left, err := os.ReadDir("/sys/class/net"); err == nil {
 		n := 0
 		for _, d := range left {
-			if strings.HasPrefix(d.Name(), "lg") {
+			if strings.HasPrefix(d.Name(), fabric.Cards("lb")) {
 				n++
 			}
 		}

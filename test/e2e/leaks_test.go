@@ -9,6 +9,7 @@ import (
 	"testing"
 
 	"lodge/api"
+	"lodge/internal/fabric"
 )
 
 // noLeaks waits until the host holds exactly what the records say: a group, a
@@ -154,7 +155,7 @@ func leakedDisks(volumes []string, guests map[string]api.Guest) error {
 func (s *server) leakedDevices(guests map[string]api.Guest) error {
 	found, want := 0, 0
 	for _, line := range strings.Split(run(s.t, nil, "ip", "-o", "link").out, "\n") {
-		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], "lg") {
+		if f := strings.Fields(line); len(f) > 1 && strings.HasPrefix(f[1], fabric.Cards(s.flag("--prefix"))) {
 			found++
 		}
 	}
@@ -252,7 +253,7 @@ func nothingLeft(t testing.TB, dir, group, prefix string) {
 	if out := run(t, nil, "nft", "list", "tables").out; out != "" {
 		t.Errorf("nftables tables are left: %s", out)
 	}
-	if out := run(t, nil, "ip", "-o", "link").out; strings.Contains(out, " "+prefix) || strings.Contains(out, " lg") {
+	if out := run(t, nil, "ip", "-o", "link").out; strings.Contains(out, " "+prefix) {
 		t.Errorf("network devices are left: %s", out)
 	}
 	until(t, "no process is left", func() error {

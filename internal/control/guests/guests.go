@@ -69,8 +69,9 @@ type Options struct {
 	Kernels   Kernels
 	Layers    Layers
 	Templates Templates
-	CPUs      []int // processors of the host that guests may run on
-	Slots     Slots // nil: no guest stands ready before it is wanted
+	CPUs      []int  // processors of the host that guests may run on
+	Cards     string // what the names of guests' network cards on the host begin with: fabric.Cards
+	Slots     Slots  // nil: no guest stands ready before it is wanted
 	// StandbyMemory is how many bytes of memory the guests may have together
 	// that stand ready.
 	StandbyMemory uint64

@@ -193,6 +193,7 @@ func newWorldOf(t *testing.T, spec guest.Spec, info engine.Info, wrap func(*toy)
 	w.dir = t.TempDir()
 	pools.Put("default", volumes{dir: w.dir})
 	w.r, err = New(Options{
+		Cards:  "lg",
 		Tables: all, Host: "h", HostBoot: "boot1", Dir: t.TempDir(), Keepers: w.k, Engines: engine.Set{wrap(w.e)}, Layers: w.layers, Templates: w.templates, Kernels: w.kernels, CPUs: []int{0, 1},
 		Pools: pools, Networks: control.NewHandles[fabric.Fabric]("network"), Cgroups: tree, Images: contents{}, Now: func() time.Time { return w.now },
 	})

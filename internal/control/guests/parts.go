@@ -30,13 +30,17 @@ const (
 // one that there is.
 const SpareIDs = firstID + (1<<32-firstID)/idsPerGuest*idsPerGuest - idsPerGuest
 
-// Device returns the name of the host's end of a guest's nth network card. It
+// device returns the name of the host's end of one of a guest's network cards. It
 // is at most 15 characters long, as the kernel wants it.
-func Device(slot, n int) string { return devices(slot) + strconv.Itoa(n) }
+func (r *Reconciler) device(g guest.Guest, n guest.NIC) string {
+	return r.devices(g) + strconv.Itoa(n.Number())
+}
 
 // devices is what the names of all of a guest's cards begin with, and of no other
 // guest's.
-func devices(slot int) string { return fmt.Sprintf("lg%dn", slot) }
+func (r *Reconciler) devices(g guest.Guest) string {
+	return fmt.Sprintf("%s%dn", r.Cards, g.Holder.Slot)
+}
 
 func (r *Reconciler) dir(id string) string { return filepath.Join(r.Dir, id) }
 
@@ -124,7 +128,7 @@ func (r *Reconciler) attachNICs(ctx context.Context, g guest.Guest, p *engine.Pa
 }
 
 func (r *Reconciler) attachNIC(ctx context.Context, g guest.Guest, n guest.NIC) (engine.NIC, fabric.Socket, error) {
-	nic := engine.NIC{Name: n.Name, MAC: n.MAC, Device: Device(g.Holder.Slot, n.Number())}
+	nic := engine.NIC{Name: n.Name, MAC: n.MAC, Device: r.device(g, n)}
 	net, err := r.Networks.Get(n.Network)
 	if err != nil {
 		return nic, fabric.Socket{}, err
@@ -179,7 +183,7 @@ func (r *Reconciler) detachNIC(ctx context.Context, g guest.Guest, n guest.NIC) 
 		}
 		return err // a daemon that has just started: its guard still knows the port
 	}
-	return net.Unplug(ctx, Device(g.Holder.Slot, n.Number()))
+	return net.Unplug(ctx, r.device(g, n))
 }
 
 // strays takes back the guest's ports that are of none of these cards, whatever
@@ -192,8 +196,8 @@ func (r *Reconciler) strays(ctx context.Context, g guest.Guest, cards []guest.NI
 	}
 	var all []port
 	r.Networks.All(func(name string, f fabric.Fabric) {
-		for _, device := range f.Ports(devices(g.Holder.Slot)) {
-			if !slices.ContainsFunc(cards, func(n guest.NIC) bool { return n.Network == name && Device(g.Holder.Slot, n.Number()) == device }) {
+		for _, device := range f.Ports(r.devices(g)) {
+			if !slices.ContainsFunc(cards, func(n guest.NIC) bool { return n.Network == name && r.device(g, n) == device }) {
 				all = append(all, port{f, device})
 			}
 		}

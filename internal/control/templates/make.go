@@ -54,7 +54,7 @@ func (t *Templates) make(ctx context.Context, j job) (*template, error) {
 	if err != nil {
 		return nil, err
 	}
-	g, parts := stranger(j, name, dir, t.IDBase)
+	g, parts := stranger(j, name, dir, t.Cards, t.IDBase)
 	if err := t.Volume(ctx, parts.Root.Volume, g.Spec.Disk); err != nil {
 		return nil, err
 	}
@@ -81,7 +81,7 @@ func (t *Templates) make(ctx context.Context, j job) (*template, error) {
 
 // stranger is a guest as j's that is nobody's: it has the same machine, and no
 // name, address or way out.
-func stranger(j job, name, dir string, ids uint32) (guest.Guest, engine.Parts) {
+func stranger(j job, name, dir, cards string, ids uint32) (guest.Guest, engine.Parts) {
 	// No name is shorter, so that files with a copy's own grow: that is less work
 	// for it than to have them shrink.
 	g := guest.Guest{Meta: model.Meta{ID: name, Name: "t"}, Spec: j.g.Spec, Holder: j.g.Holder}
@@ -93,7 +93,7 @@ func stranger(j job, name, dir string, ids uint32) (guest.Guest, engine.Parts) {
 	parts.NICs, parts.DNS, parts.Domain = nil, nil, ""
 	for i, n := range j.parts.NICs {
 		parts.NICs = append(parts.NICs, engine.NIC{
-			Name: n.Name, MTU: n.MTU, MAC: fmt.Sprintf("02:00:00:00:00:%02x", i+1), Device: fmt.Sprintf("lgt%.6sn%d", strings.TrimPrefix(name, prefix), i),
+			Name: n.Name, MTU: n.MTU, MAC: fmt.Sprintf("02:00:00:00:00:%02x", i+1), Device: fmt.Sprintf("%st%.4sn%d", cards, strings.TrimPrefix(name, prefix), i),
 		})
 	}
 	return g, parts

@@ -34,6 +34,7 @@ type Options struct {
 	Engines engine.Set
 	Cgroups *cgroup.Tree
 	Volume  func(ctx context.Context, path string, size uint64) error // makes an empty writable layer
+	Cards   string                                                    // what the names of network cards on the host begin with: fabric.Cards
 	IDBase  uint32                                                    // of a range of ids that no guest has
 	Budget  uint64                                                    // bytes of memory that all templates together may take; 0: none are made
 	Made    func(g guest.Guest)                                       // told of each one that was made, with what was to be like it; may be nil

@@ -55,7 +55,7 @@ var _ fabric.Driver = (*Driver)(nil)
 // New returns the driver; it touches nothing yet.
 func New(o Options) *Driver {
 	if o.Prefix == "" {
-		o.Prefix = "lodge"
+		o.Prefix = fabric.Prefix
 	}
 	if o.Log == nil {
 		o.Log = slog.New(slog.DiscardHandler)
