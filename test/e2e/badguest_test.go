@@ -15,6 +15,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"lodge/test/sandbox"
 )
 
 // noticed is how long lodged may take to be sure that a guest does not answer,
@@ -27,35 +29,62 @@ func (s *server) background(guest, script string) {
 	s.shell(guest, "(sleep 0.5; "+script+") >/dev/null 2>&1 </dev/null &")
 }
 
-// endAgent ends the agent of a guest with a kernel of its own.
-const endAgent = `for p in /proc/[0-9]*; do grep -q '^@lodge-agent' $p/cmdline && kill -9 ${p#/proc/}; done`
+// watched is for how long at least is looked at what a guest that is not well
+// costs its host.
+const watched = 10 * time.Second
+
+// signalAgent sends the agent of a guest with a kernel of its own a signal.
+const signalAgent = `for p in /proc/[0-9]*; do grep -q '^@lodge-agent' $p/cmdline && kill -%s ${p#/proc/}; done`
+
+// misbehaviours are scripts by the name of what they do to a guest. What hang
+// does stops all of an older kernel; newer ones keep a twentieth of the time for
+// ordinary programs, whatever they are told, so that there the agent is stopped
+// as well.
+var misbehaviours = map[string]string{
+	"no-agent": fmt.Sprintf(signalAgent, "KILL"),
+	"garbage":  fmt.Sprintf(signalAgent, "KILL") + `; for f in /dev/vport*p* /dev/ttyS1; do cat /dev/urandom >$f & done`,
+	"hangs":    `[ ! -e /dev/ubda ] || ` + fmt.Sprintf(signalAgent, "STOP") + `; /root/hang`,
+	"stopped":  `sleep 1d`, // which the host does
+}
 
 // TestGuestsThatMisbehave has guests with kernels of their own lose their agent,
-// answer garbage, hang, and never stop. Each is told with what it said last, costs
-// the host little, leaves others alone, and ends when it is forced to.
+// answer garbage, hang, be stopped with all of their kernel, and never stop. Each
+// is told with what it said last, costs the host little, leaves others alone, and
+// ends when it is forced to.
 func TestGuestsThatMisbehave(t *testing.T) {
 	long(t)
 	s := newModels(t)
 	s.lodge("launch", "busybox", "good", "--memory", "32MiB")
+	hang := compiled(t, "hang/hang.c")
 	models := []string{"paravirt", "vm"}
 	bad := map[string]string{}
-	for name, script := range map[string]string{
-		"no-agent": endAgent,
-		"garbage":  endAgent + `; for f in /dev/vport*p* /dev/ttyS1; do cat /dev/urandom >$f & done`,
-		"hangs":    `echo -1 >/proc/sys/kernel/sched_rt_runtime_us; chrt -f 99 sh -c 'while :; do :; done'`,
-	} {
+	for what, script := range misbehaviours {
 		for _, model := range models {
-			name, script := model+"-"+name, script
+			name := model + "-" + what
 			bad[name] = script
 			s.lodge("launch", "busybox", name, "--model", model, "--memory", "128MiB", "--cpus", "1")
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(bad)) {
+	names := slices.Sorted(maps.Keys(bad))
+	for _, name := range names {
 		s.answers(name)
+		s.lodge("cp", hang, name+":/root/hang")
+	}
+	for _, name := range names {
 		s.background(name, "echo last words >/dev/console; "+bad[name])
 	}
-	for _, name := range slices.Sorted(maps.Keys(bad)) {
+	for _, name := range names {
+		if strings.HasSuffix(name, "-stopped") {
+			s.stopped(name)
+		}
+	}
+	for _, name := range names {
 		t.Run(name, func(t *testing.T) { s.in(t).silent(name) })
+	}
+	s.kill()
+	s.start() // of a daemon that never heard them
+	for _, name := range names {
+		t.Run(name+", afterwards", func(t *testing.T) { s.in(t).forced(name) })
 	}
 	for _, model := range models {
 		t.Run(model+" never stops", func(t *testing.T) { s.in(t).stubborn(model) })
@@ -64,13 +93,47 @@ func TestGuestsThatMisbehave(t *testing.T) {
 	s.noLeaks()
 }
 
-// silent checks what becomes of a guest whose agent does not answer any more.
+// compiled makes a program that runs in any guest.
+func compiled(t *testing.T, source string) (program string) {
+	t.Helper()
+	program = filepath.Join(t.TempDir(), strings.TrimSuffix(filepath.Base(source), ".c"))
+	if _, err := exec.LookPath("gcc"); err != nil {
+		sandbox.Missing(t, "gcc is not installed: scripts/deps.sh build")
+	}
+	if out, err := exec.Command("gcc", "-O2", "-Wall", "-static", "-o", program, source).CombinedOutput(); err != nil {
+		t.Fatalf("%s: %v\n%s", source, err, out)
+	}
+	return program
+}
+
+// stopped stops what runs a guest, once that has said its last words.
+func (s *server) stopped(name string) {
+	s.t.Helper()
+	until(s.t, "the last words of "+name, func() error {
+		if out := s.lodge("logs", name); !strings.Contains(out, "last words") {
+			return fmt.Errorf("it says %q", out)
+		}
+		return nil
+	})
+	if err := unix.Kill(s.guest(name).Pid, unix.SIGSTOP); err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// silent checks what is seen of a guest whose agent does not answer any more.
 func (s *server) silent(name string) {
 	s.t.Helper()
 	s.suffers(name, "its agent does not answer", "last words")
 	if r := s.try("exec", name, "--", "true"); r.code == 0 || !strings.Contains(r.err, "hint") {
 		s.t.Errorf("exec in it: %+v", r)
 	}
+	s.lodge("exec", "good", "--", "true")
+}
+
+// forced ends such a guest, which is well after a new start.
+func (s *server) forced(name string) {
+	s.t.Helper()
+	s.suffers(name, "not answer", "last words") // its agent or its monitor
 	s.lodge("exec", "good", "--", "true")
 	s.lodge("stop", "--force", name)
 	s.lodge("start", name)
@@ -105,17 +168,19 @@ func (s *server) stubborn(model string) {
 func (s *server) suffers(name, problem, last string) {
 	s.t.Helper()
 	used, begun := s.used(), time.Now()
-	for end := time.Now().Add(noticed); ; time.Sleep(time.Second) {
+	for end := begun.Add(noticed); ; time.Sleep(time.Second) {
 		g := s.guest(name)
 		if g.Problem != nil && strings.Contains(g.Problem.Message, problem) && g.Phase == "running" {
+			s.t.Logf("%s: seen after %v", name, time.Since(begun).Round(time.Second))
 			break
 		}
 		if time.Now().After(end) {
 			s.t.Fatalf("nobody sees that %s is not well: %s, %+v", name, g.Phase, g.Problem)
 		}
 	}
+	time.Sleep(watched - time.Since(begun))
 	share := (s.used() - used).Seconds() / time.Since(begun).Seconds()
-	s.t.Logf("%s: seen after %v; lodged and the keeper took %.1f %% of a processor", name, time.Since(begun).Round(time.Second), 100*share)
+	s.t.Logf("%s: lodged and the keeper took %.1f %% of a processor for %v", name, 100*share, time.Since(begun).Round(time.Second))
 	if share > 0.5 {
 		s.t.Errorf("%s costs the host %.0f %% of a processor", name, 100*share)
 	}
