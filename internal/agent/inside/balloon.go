@@ -143,7 +143,11 @@ func populate(piece []byte) error { return unix.Madvise(piece, unix.MADV_POPULAT
 // cards, too, want memory at once.
 func hasToSpare() bool { return memoryFree() >= balloonPiece+balloonRest }
 
-func memoryFree() uint64 { return keyed("/proc/meminfo")["MemFree:"] << 10 }
+func memoryFree() uint64 {
+	var info unix.Sysinfo_t
+	_ = unix.Sysinfo(&info)
+	return info.Freeram * uint64(info.Unit)
+}
 
 func errNeeded() error {
 	return &errs.Error{Kind: errs.Unsupported, Field: "memory", Msg: "the guest's programs need its memory", Hint: "end some of them and set it again, or restart the guest"}

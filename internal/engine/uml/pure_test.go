@@ -195,3 +195,26 @@ func TestDescriptors(t *testing.T) {
 		}
 	}
 }
+
+// TestYield ends a squeeze when nothing was gained for a while, not before, and
+// counts what the guest takes back meanwhile as no gain.
+func TestYield(t *testing.T) {
+	y := yield{least: 1000}
+	size := int64(1000)
+	for range 3 {
+		for range slimVain - 1 {
+			if !y.goesOn(size + 8) {
+				t.Fatalf("it ends at %+v", y)
+			}
+		}
+		if size -= 8; !y.goesOn(size) {
+			t.Fatalf("it ends though something was gained: %+v", y)
+		}
+	}
+	for range slimVain - 1 {
+		y.goesOn(size)
+	}
+	if y.goesOn(size) {
+		t.Errorf("it goes on: %+v", y)
+	}
+}

@@ -2,6 +2,8 @@ package uml
 
 import (
 	"context"
+	"errors"
+	"os"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -19,9 +21,12 @@ const (
 	slimIdle  = 0.1 // of a processor is little
 	// slimAgain is when it is done once more if the guest has more by so much: what
 	// systems do that are up for a minute may take memory, too. It costs a guest
-	// of 128 MiB a quarter of a second of a processor.
+	// of 128 MiB a fifth of a second of a processor.
 	slimAgain = time.Minute
 	slimMore  = 8 << 20
+	// slimVain is after how many offers that brought nothing no more are heard: a
+	// guest gives what it used first, and then what it never did.
+	slimVain = 16
 )
 
 // slim frees what a guest needed only to boot: the archive that it booted from
@@ -101,7 +106,53 @@ func squeeze(ctx context.Context, l *line, held keeper.Held) error {
 		return err
 	}
 	defer file.Close()
-	return l.Squeeze(ctx, puncher(file))
+	take := puncher(file)
+	size, err := blocks(file)
+	if err != nil {
+		return err
+	}
+	y := yield{least: size}
+	err = l.Squeeze(ctx, func(pages []uint32) error {
+		if err := take(pages); err != nil {
+			return err
+		}
+		size, err := blocks(file)
+		if err == nil && !y.goesOn(size) {
+			err = errEnough
+		}
+		return err
+	})
+	if errors.Is(err, errEnough) {
+		return nil
+	}
+	return err
+}
+
+// errEnough ends a squeeze that brings no more.
+var errEnough = errors.New("the guest has given what it can")
+
+// yield is what a squeeze brought: the least that the memory's file was large,
+// and how many offers were in vain since.
+type yield struct {
+	least int64
+	vain  int
+}
+
+// goesOn reports whether another offer is worth its while, after one that left
+// the file so large.
+func (y *yield) goesOn(size int64) bool {
+	y.vain++
+	if size < y.least {
+		*y = yield{least: size}
+	}
+	return y.vain < slimVain
+}
+
+// blocks is how much of a file is there, in the host's units.
+func blocks(f *os.File) (int64, error) {
+	var st unix.Stat_t
+	err := proc.Control(f, func(fd int) error { return unix.Fstat(fd, &st) })
+	return st.Blocks, err
 }
 
 // empty makes one of the files that the jail made in memory empty.
