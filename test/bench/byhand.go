@@ -77,7 +77,7 @@ func (h byHand) boot(ctx context.Context) (time.Duration, error) {
 	socket := filepath.Join(run, "agent")
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-accel", "tcg,tb-size=128", "-m", "256M", "-display", "none", "-vga", "none",
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-accel", "tcg", "-m", "256M", "-display", "none", "-vga", "none",
 		"-nodefaults", "-no-user-config", "-kernel", h.kernel, "-initrd", h.initrd, "-append", "console=ttyS0 quiet", "-serial", "file:"+filepath.Join(run, "console"),
 		"-drive", "if=none,id=base,format=raw,readonly=on,file.locking=off,file="+h.base, "-device", "virtio-blk-pci,drive=base,serial=base",
 		"-drive", "if=none,id=volume,format=raw,file="+filepath.Join(run, "root.ext4"), "-device", "virtio-blk-pci,drive=volume,serial=volume",

@@ -86,7 +86,7 @@ func New(o Options) *Engine {
 // overhead is what QEMU takes beside the guest's memory, which is itself, the
 // cache of translated code and what belongs to it, the screen; and beside the
 // guest's processors, which is the thread that plays the devices.
-func overhead() engine.Overhead { return engine.Overhead{Memory: 320 << 20, CPUs: 1} }
+func overhead() engine.Overhead { return engine.Overhead{Memory: codeCache + 256<<20, CPUs: 1} }
 
 // Info says what the engine can do here.
 func (e *Engine) Info(ctx context.Context) (engine.Info, error) {
