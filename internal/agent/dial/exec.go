@@ -146,7 +146,8 @@ func (p *program) run(stop func()) {
 	}()
 }
 
-// listen sorts what the agent sends, and never waits for anybody but the agent.
+// listen sorts what the agent sends until there is nothing more to come, and
+// never waits for anybody but the agent.
 func (p *program) listen() {
 	defer close(p.exit)
 	defer func() {
@@ -154,8 +155,8 @@ func (p *program) listen() {
 			o.box.End()
 		}
 	}()
-	exited := false
-	for {
+	exited, open := false, len(p.outs)
+	for open > 0 || !exited {
 		kind, payload, err := p.call.frames.Next()
 		if err != nil {
 			return
@@ -164,6 +165,9 @@ func (p *program) listen() {
 		case agent.KindOut, agent.KindErr:
 			if o := p.outs[kind]; o == nil || !o.box.Put(payload) {
 				return
+			}
+			if len(payload) == 0 {
+				open--
 			}
 		case agent.KindTaken:
 			n, err := agent.Numbers(payload, 2)

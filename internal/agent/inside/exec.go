@@ -26,12 +26,14 @@ func (a *Agent) exec(s *stream, r agent.Request) {
 		return
 	}
 	p, err := a.start(*x)
-	s.result(agent.Result{}, err)
 	if err != nil {
+		s.result(agent.Result{}, err)
 		return
 	}
 	defer p.close()
-	t := &traffic{s: s, p: p, sent: map[agent.Kind]*agent.Window{}, letters: agent.NewLetters(s, a.Mailbox, r.Slots)}
+	out := &outbox{to: s}
+	_ = agent.SendJSON(out.slow(), agent.KindResult, agent.Result{})
+	t := &traffic{s: s, out: out, p: p, sent: map[agent.Kind]*agent.Window{}, letters: agent.NewLetters(out, a.Mailbox, r.Slots)}
 	for k := range p.outs {
 		t.sent[k] = agent.NewWindow(agent.ExecWindow)
 	}
@@ -55,7 +57,7 @@ func (a *Agent) exec(s *stream, r agent.Request) {
 		}
 	}
 	s.SetWriteDeadline(time.Now().Add(answerTimeout))
-	if agent.WriteNumbers(s, agent.KindExit, status) != nil {
+	if agent.WriteNumbers(out, agent.KindExit, status) != nil {
 		t.hangUp()
 	}
 	<-drained
@@ -73,6 +75,7 @@ func isClosed(c <-chan struct{}) bool {
 // traffic is what runs between a program and the host.
 type traffic struct {
 	s    *stream
+	out  *outbox // all that is said on s
 	p    *program
 	sent map[agent.Kind]*agent.Window
 
@@ -101,12 +104,12 @@ func (t *traffic) carry(k agent.Kind, from *os.File) {
 		}
 		n, err := from.Read(buf[:room])
 		t.sent[k].Give(room - max(n, 0))
-		if n > 0 && agent.WriteFrame(t.s, k, buf[:n]) != nil {
+		if n > 0 && agent.WriteFrame(t.out, k, buf[:n]) != nil {
 			t.hangUp()
 			return
 		}
 		if err != nil {
-			_ = agent.WriteFrame(t.s, k, nil)
+			_ = agent.WriteFrame(t.out.slow(), k, nil)
 			return
 		}
 		if n == len(buf) && n < agent.ChunkMax {
@@ -186,7 +189,7 @@ func (t *traffic) feed(in *agent.Inbox) {
 		_, err := t.p.in.Write(b)
 		return err
 	}, func(n int) error {
-		return agent.WriteNumbers(t.s, agent.KindTaken, uint32(agent.KindIn), uint32(n))
+		return agent.WriteNumbers(t.out, agent.KindTaken, uint32(agent.KindIn), uint32(n))
 	})
 	if t.p.terminal == nil && t.p.in != nil {
 		t.p.in.Close()
