@@ -15,7 +15,7 @@ import (
 const (
 	settle   = 5 * time.Second  // until what was started does no more
 	idleTime = 15 * time.Second // over which idle processors are watched
-	mb       = 1024.0           // KiB in the MB of the promise
+	mb       = 1e6 / 1024       // KiB in the MB of the promise
 	bridgeUp = 1023             // ports that Linux gives one bridge (BR_MAX_PORTS - 1)
 )
 
