@@ -202,7 +202,7 @@ func (s *server) says(ctx context.Context, name, value string) error {
 // machineExecs measures exec in a machine that has run programs before.
 func (b *bench) machineExecs(ctx context.Context, s *server) error {
 	for _, g := range []struct{ name, model string }{{"p", "vm"}, {"o", "os"}} {
-		if _, err := s.lodge(ctx, "launch", "debian/12", g.name, "--model", g.model, "--memory", "256MiB"); err != nil {
+		if _, err := s.lodge(ctx, "launch", "debian/12", g.name, "--model", g.model, "--memory", "256MiB", "--cpus", "1"); err != nil {
 			return err
 		}
 		if err := s.ready(ctx, g.name); err != nil {
@@ -261,7 +261,7 @@ func (b *bench) clones(ctx context.Context, s *server) error {
 	if err := b.copiesMemory(ctx, s, "copies of one moment of a running guest", n, "clone", "p", "k", "--running", "--count", fmt.Sprint(n)); err != nil {
 		return err
 	}
-	return b.copiesMemory(ctx, s, "copies of a template", n, "launch", "debian/12", "w", "--model", "vm", "--memory", "256MiB", "--count", fmt.Sprint(n))
+	return b.copiesMemory(ctx, s, "copies of a template", n, "launch", "debian/12", "w", "--model", "vm", "--memory", "256MiB", "--cpus", "1", "--count", fmt.Sprint(n))
 }
 
 // copiesMemory measures what memory idle copies take that one command makes,
