@@ -8,6 +8,7 @@ import (
 	"testing"
 	"time"
 
+	"lodge/api"
 	"lodge/test/sandbox"
 )
 
@@ -226,10 +227,14 @@ func TestKilledWhileCloning(t *testing.T) {
 	s.noLeaks()
 }
 
-// settled waits until every guest is where it was asked to be.
+// settled waits until every guest is where it was asked to be, also by what a
+// daemon that starts anew has still to do.
 func settled(s *server) {
 	s.t.Helper()
 	until(s.t, "everything is where it was asked to be", func() error {
+		if under := list[api.Operation](s, "op", "ls"); len(under) > 0 {
+			return fmt.Errorf("%+v", under)
+		}
 		for _, g := range s.guests() {
 			if g.Doing != "" || g.Problem != nil || g.Wanted == "on" && g.Phase != "running" {
 				return fmt.Errorf("%s: %s, doing %q, problem %+v", g.Name, g.Phase, g.Doing, g.Problem)

@@ -474,6 +474,7 @@ func TestModelsKilledAnywhere(t *testing.T) {
 		if g := s.guest("stays"); g.Pid != stays.Pid || g.Phase != "running" {
 			t.Fatalf("round %d: the bystander is %s with pid %d, was %d", round, g.Phase, g.Pid, stays.Pid)
 		}
+		settled(s) // until then g may go down to become what it was asked to be
 		s.answers("g")
 		sameTree(t, fmt.Sprintf("round %d, as %s", round, s.guest("g").Model), tree, s.fingerprint("g", where))
 	}
