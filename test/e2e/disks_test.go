@@ -108,7 +108,7 @@ const (
 // for its addresses, and says on the serial line which it got.
 func debianDisk(t testing.TB) string {
 	need(t, "mmdebstrap", "mkfs.ext4", "grub-mkimage", "mformat", "mcopy", "qemu-img", "/usr/lib/grub/i386-pc/boot.img")
-	return kept(t, "debian.qcow2", "4", func(out string) {
+	return kept(t, "debian.qcow2", "6", func(out string) {
 		dir := t.TempDir()
 		root, raw := filepath.Join(dir, "root"), filepath.Join(dir, "raw")
 		debianRoot(t, root)
@@ -140,7 +140,7 @@ func debianRoot(t testing.TB, root string) {
 	for name, text := range map[string]string{
 		"etc/hostname":                     "bare\n",
 		"etc/fstab":                        "LABEL=system / ext4 defaults 0 1\n",
-		"etc/systemd/network/all.network":  "[Match]\nType=ether\n[Network]\nDHCP=yes\n",
+		"etc/systemd/network/all.network":  "[Match]\nType=ether\n[Network]\nDHCP=yes\n[Link]\nRequiredForOnline=routable\nRequiredFamilyForOnline=both\n",
 		"etc/systemd/system/tell.service":  "[Unit]\nWants=network-online.target\nAfter=network-online.target\n[Service]\nType=oneshot\nStandardOutput=tty\nTTYPath=/dev/ttyS0\nExecStart=/bin/sh -c 'ip -br address show scope global; echo this is bare'\n[Install]\nWantedBy=multi-user.target\n",
 		"boot/grub/grub.cfg":               grubConfig("linux /vmlinuz root=LABEL=system console=tty0 console=ttyS0 quiet\ninitrd /initrd.img"),
 		"etc/initramfs-tools/conf.d/small": "COMPRESS=lz4\n",
