@@ -23,6 +23,7 @@ type Config struct {
 	Channel  string            `json:"channel"`             // the host's line: "/dev/ttyS1", or "port:NAME" of a virtio serial port
 	Credit   bool              `json:"credit,omitempty"`    // the line needs flow control of our own
 	Mailbox  string            `json:"mailbox,omitempty"`   // device that bulk data passes through beside the line, or ""
+	HostKeys []HostKey         `json:"host_keys,omitempty"` // for a new guest's server of the secure shell, if it has none
 	Alike    bool              `json:"alike,omitempty"`     // programs that the host runs are laid out in memory alike each time
 }
 

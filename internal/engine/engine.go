@@ -8,6 +8,7 @@ import (
 	"net/netip"
 	"time"
 
+	"lodge/internal/agent"
 	"lodge/internal/base/session"
 	"lodge/internal/keeper"
 	"lodge/internal/model/guest"
@@ -47,7 +48,10 @@ type Parts struct {
 
 	Kernel Kernel // for engines whose guests have a kernel of their own
 	Disks  []Disk // further disks and optical discs, in the order that the guest sees them
-	Memory string // folder with a saved memory image that the guest goes on from, or ""
+	// HostKeys are for the server of the secure shell in a new guest with a kernel
+	// of its own: see ForBoot.
+	HostKeys []agent.HostKey
+	Memory   string // folder with a saved memory image that the guest goes on from, or ""
 
 	// Arriving says that the guest runs elsewhere and comes by Mover.Receive;
 	// nil: it boots, or goes on from Memory.

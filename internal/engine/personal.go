@@ -9,6 +9,7 @@ import (
 	"strings"
 
 	"lodge/internal/agent"
+	"lodge/internal/base/hostkeys"
 	"lodge/internal/model/guest"
 )
 
@@ -76,13 +77,31 @@ func Hosts(g guest.Guest, parts Parts) string {
 	return s.String()
 }
 
+// ForBoot is parts with keys that the guest's server of the secure shell gets if it
+// has none: to make them takes a guest whose processor is translated more than a
+// second. OS-level guests make their own as fast.
+func ForBoot(parts Parts) (Parts, error) {
+	if parts.Kernel.Path == "" || parts.Memory != "" {
+		return parts, nil
+	}
+	parts.HostKeys = nil
+	for _, kind := range []string{"ecdsa", "ed25519"} {
+		secret, public, err := hostkeys.Make(kind)
+		if err != nil {
+			return parts, fmt.Errorf("keys for the guest's secure shell: %w", err)
+		}
+		parts.HostKeys = append(parts.HostKeys, agent.HostKey{Kind: kind, Secret: string(secret), Public: string(public)})
+	}
+	return parts, nil
+}
+
 // AgentConfig is what the agent makes of a kernel and an image this guest. Where
 // its devices are is the engine's to add.
 func AgentConfig(g guest.Guest, parts Parts) agent.Config {
 	argv, init := FirstProgram(g, parts)
 	c := agent.Config{
 		ID: g.ID, Hostname: g.Name, Machine: MachineID(g), Hosts: Hosts(g, parts), Resolver: Resolver(parts), Domain: parts.Domain,
-		Init: argv, Command: !init, Env: Environment(g), UserData: g.Spec.UserData,
+		Init: argv, Command: !init, Env: Environment(g), UserData: g.Spec.UserData, HostKeys: parts.HostKeys,
 	}
 	for _, a := range parts.DNS {
 		c.DNS = append(c.DNS, a.String())

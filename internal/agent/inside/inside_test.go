@@ -88,6 +88,38 @@ func TestPersonal(t *testing.T) {
 	has(t, root, map[string]string{"etc/machine-id": c.Machine + "\n", "etc/.lodge": "4567 web2\n"})
 }
 
+// TestPersonalKeys: only a new guest with a server of the secure shell that has no
+// keys gets some.
+func TestPersonalKeys(t *testing.T) {
+	c := guest()
+	c.HostKeys = []agent.HostKey{{Kind: "ed25519", Secret: "secret\n", Public: "public\n"}}
+	const secret, public = "etc/ssh/ssh_host_ed25519_key", "etc/ssh/ssh_host_ed25519_key.pub"
+	for name, c2 := range map[string]struct {
+		files map[string]string
+		gets  bool
+	}{
+		"a new guest":     {map[string]string{"etc/ssh/sshd_config": "#"}, true},
+		"keys of another": {map[string]string{"etc/ssh/sshd_config": "#", "etc/ssh/ssh_host_rsa_key": "mine"}, false},
+		"no server":       {map[string]string{"etc/ssh/ssh_config": "#"}, false},
+		"one that was up": {map[string]string{"etc/ssh/sshd_config": "#", "etc/.lodge": "0123 web1\n"}, false},
+	} {
+		root := house(t, c2.files)
+		Personal(root, c)
+		if !c2.gets {
+			for _, f := range []string{secret, public} {
+				if _, err := os.Lstat(filepath.Join(root.Name(), f)); err == nil {
+					t.Errorf("%s: it has %s", name, f)
+				}
+			}
+			continue
+		}
+		has(t, root, map[string]string{secret: "secret\n", public: "public\n"})
+		if st, err := os.Stat(filepath.Join(root.Name(), secret)); err != nil || st.Mode() != 0o600 {
+			t.Errorf("%s: %v, %v", name, st, err)
+		}
+	}
+}
+
 // TestPersonalGoesNowhere: whatever the guest put in the way leads nowhere and
 // holds nobody up.
 func TestPersonalGoesNowhere(t *testing.T) {

@@ -37,6 +37,7 @@ func Main() {
 		say("the agent has no configuration: %v", err)
 		os.Exit(1)
 	}
+	c.HostKeys = nil // they are where they belong
 	// Inits that stop ask everybody to end, before the answer that they were
 	// told to stop is on its way. What is heard is not handed down to programs,
 	// what is ignored would be.

@@ -5,6 +5,7 @@ import (
 	"io"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 
 	"golang.org/x/sys/unix"
@@ -31,6 +32,7 @@ func Personal(root *os.File, c agent.Config) {
 	if have := t.read(stampPath, len(stamp)); have != stamp {
 		if !strings.HasPrefix(have, c.ID) {
 			t.put("etc/machine-id", line(c.Machine), 0)
+			t.hostKeys(c.HostKeys)
 		}
 		t.put("etc/hostname", c.Hostname+"\n", unix.O_CREAT)
 		t.put("etc/hosts", c.Hosts, unix.O_CREAT)
@@ -81,6 +83,37 @@ func (t tree) seed(c agent.Config) {
 	t.put(dir+"/meta-data", fmt.Sprintf("instance-id: %s\nlocal-hostname: %s\n", c.ID, c.Hostname), unix.O_CREAT)
 	t.put(dir+"/user-data", c.UserData, unix.O_CREAT)
 	t.put(dir+"/network-config", "network: {config: disabled}\n", unix.O_CREAT)
+}
+
+// hostKeys gives a server of the secure shell its keys, if there is one and it has
+// none.
+func (t tree) hostKeys(keys []agent.HostKey) {
+	dir, err := t.open("etc/ssh", unix.O_RDONLY|unix.O_DIRECTORY, 0)
+	if err != nil || t.read("etc/ssh/sshd_config", 1) == "" {
+		return
+	}
+	defer dir.Close()
+	names, err := dir.Readdirnames(-1)
+	if err != nil || slices.ContainsFunc(names, func(n string) bool { return strings.HasPrefix(n, filepath.Base(hostKeys)) }) {
+		return
+	}
+	for _, key := range keys {
+		at := strings.TrimPrefix(hostKeys, "/") + key.Kind + "_key"
+		t.add(at+".pub", key.Public, 0o644)
+		t.add(at, key.Secret, 0o600)
+	}
+}
+
+// add makes a file that is not there.
+func (t tree) add(path, text string, mode uint32) {
+	f, err := t.open(path, unix.O_WRONLY|unix.O_CREAT|unix.O_EXCL, mode)
+	if err != nil {
+		return
+	}
+	defer f.Close()
+	if _, err := f.WriteString(text); err != nil {
+		_ = unix.Unlinkat(int(t.root.Fd()), path, 0)
+	}
 }
 
 // tree is a guest's root.

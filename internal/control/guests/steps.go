@@ -125,6 +125,10 @@ func (r *Reconciler) boot(ctx context.Context, g guest.Guest, e engine.Engine, i
 
 // run starts the guest's program, or finds it running.
 func (r *Reconciler) run(ctx context.Context, g guest.Guest, e engine.Engine, parts engine.Parts) (keeper.Held, error) {
+	parts, err := engine.ForBoot(parts)
+	if err != nil {
+		return nil, err
+	}
 	p, err := e.Program(g, parts)
 	if err != nil {
 		return nil, err

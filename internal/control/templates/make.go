@@ -64,6 +64,9 @@ func (t *Templates) make(ctx context.Context, j job) (*template, error) {
 		return nil, err
 	}
 	defer t.end(name)
+	if parts, err = engine.ForBoot(parts); err != nil {
+		return nil, err
+	}
 	p, err := e.Program(g, parts)
 	if err != nil {
 		return nil, err

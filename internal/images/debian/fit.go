@@ -205,7 +205,8 @@ func (t *tweak) dropIn(unit, content string) {
 	t.write("etc/systemd/system/"+unit+".d/lodge.conf", content)
 }
 
-// ssh has each guest make its own host keys at its first boot.
+// ssh has each guest make its own host keys at its first boot, unless its host
+// gave it some.
 func (t *tweak) ssh() {
 	t.remove("etc/ssh/ssh_host_*")
 	t.write("etc/systemd/system/lodge-ssh-keys.service", `[Unit]
