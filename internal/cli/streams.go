@@ -90,30 +90,49 @@ func (s *Streams) unseen() (seen func(), err error) {
 		return nil, err
 	}
 	quiet := *old
-	quiet.Lflag &^= unix.ECHO
+	quiet.Lflag = quiet.Lflag&^unix.ECHO | unix.ICANON | unix.ISIG
+	quiet.Iflag |= unix.ICRNL
 	return func() { _ = unix.IoctlSetTermios(fd, unix.TCSETS, old) }, unix.IoctlSetTermios(fd, unix.TCSETS, &quiet)
 }
 
 // ask reads a line at the terminal. Whoever is interrupted does not have to press
-// Enter.
+// Enter. The reading goes on then, so it leaves the terminal's settings alone: it
+// could change them after they were put back.
 func (s *Streams) ask(ctx context.Context, what string) (string, error) {
 	defer fmt.Fprintln(s.Err)
 	fmt.Fprint(s.Err, what+": ")
 	type answer struct {
-		text []byte
+		text string
 		err  error
 	}
 	typed := make(chan answer, 1)
 	go func() {
-		text, err := term.ReadPassword(int(s.In.Fd()))
+		text, err := typedLine(s.In)
 		typed <- answer{text, err}
 	}()
 	select {
 	case a := <-typed:
-		return string(a.text), a.err
+		return a.text, a.err
 	case <-ctx.Done():
 		return "", context.Cause(ctx)
 	}
+}
+
+// typedLine reads a line and nothing beyond it.
+func typedLine(r io.Reader) (string, error) {
+	var text []byte
+	for one := make([]byte, 1); len(text) < lineMax; {
+		n, err := r.Read(one)
+		switch {
+		case n > 0 && one[0] == '\n':
+			return string(text), nil
+		case n > 0:
+			text = append(text, one[0])
+		case err != nil:
+			return "", err
+		}
+	}
+	return "", fmt.Errorf("more than %d letters in one line", lineMax)
 }
 
 // lineMax bounds what is read where one line should be.
