@@ -79,7 +79,8 @@ func Hosts(g guest.Guest, parts Parts) string {
 
 // ForBoot is parts with keys that the guest's server of the secure shell gets if it
 // has none: to make them takes a guest whose processor is translated more than a
-// second. OS-level guests make their own as fast.
+// second. They are of the kinds that Lodge's images make. OS-level guests make their
+// own as fast.
 func ForBoot(parts Parts) (Parts, error) {
 	if parts.Kernel.Path == "" || parts.Memory != "" {
 		return parts, nil

@@ -187,7 +187,7 @@ func (b *bench) paravirtCrowd(ctx context.Context, s *server) error {
 		sum += float64(u.MemoryBytes-u.MemoryCacheBytes) / 1e6
 	}
 	b.report.add(single(group, fmt.Sprintf("memory of an idle Debian guest, as charged to its group without the host's file cache, %d at once", crowd), "lodge", "MB", sum/float64(len(all))).atMost(50),
-		single(group, "the same, as the host has less available", "lodge", "MB", (before-memory()["MemAvailable"])*1024/1e6/crowd))
+		single(group, "the same, as the host has less available", "lodge", "MB", (before-memory()["MemAvailable"])/mb/crowd))
 	args := []string{"rm", "--force"}
 	for i := rest; i < crowd; i++ {
 		args = append(args, fmt.Sprintf("c-%d", i+1))

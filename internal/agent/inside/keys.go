@@ -90,13 +90,21 @@ func (k *serverKeys) take(keys []agent.HostKey) error {
 	return nil
 }
 
+type keyFile struct {
+	name, text string
+	mode       uint32
+}
+
+// filesOf are the files of a key, whose names begin with at. Who finds the secret
+// one finds the other, too.
+func filesOf(at string, key agent.HostKey) []keyFile {
+	return []keyFile{{at + key.Kind + "_key.pub", key.Public, 0o644}, {at + key.Kind + "_key", key.Secret, 0o600}}
+}
+
 // put writes a pair of keys where there is none.
 func (k *serverKeys) put(key agent.HostKey) error {
-	for _, f := range []struct {
-		name, text string
-		mode       os.FileMode
-	}{{k.at + key.Kind + "_key.pub", key.Public, 0o644}, {k.at + key.Kind + "_key", key.Secret, 0o600}} {
-		file, err := os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, f.mode)
+	for _, f := range filesOf(k.at, key) {
+		file, err := os.OpenFile(f.name, os.O_WRONLY|os.O_CREATE|os.O_EXCL|unix.O_NOFOLLOW, os.FileMode(f.mode))
 		if err != nil {
 			return err
 		}

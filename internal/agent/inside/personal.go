@@ -98,9 +98,9 @@ func (t tree) hostKeys(keys []agent.HostKey) {
 		return
 	}
 	for _, key := range keys {
-		at := strings.TrimPrefix(hostKeys, "/") + key.Kind + "_key"
-		t.add(at+".pub", key.Public, 0o644)
-		t.add(at, key.Secret, 0o600)
+		for _, f := range filesOf(strings.TrimPrefix(hostKeys, "/"), key) {
+			t.add(f.name, f.text, f.mode)
+		}
 	}
 }
 

@@ -127,9 +127,9 @@ func (w hardware) board(l *line, p places) {
 }
 
 // codeCache is how much memory translated code may take: when it is full, all of
-// it is thrown away. A boot of Debian 12 translates 333 MB (QEMU's "info jit"),
-// and takes a tenth longer with a third of that. It is used as it fills: idle
-// copies of a template have 30 to 50 MB.
+// it is thrown away. A boot of Debian 12 makes some 340 MB, and takes a tenth
+// longer with 128 MiB. It is used as it fills: idle copies of a template have 30 to
+// 50 MB.
 const codeCache = 384 << 20
 
 func (w hardware) processorsAndMemory(l *line, p places) {
