@@ -112,6 +112,11 @@ func flags(o *daemon.Options, talk io.Writer) *flag.FlagSet {
 		o.Standby = &n
 		return err
 	})
+	f.Func("compressed-memory", "memory of virtual machines that rest which may be kept compressed, in swap space that is made for it; 0: none (default: a quarter of the host's)", func(s string) error {
+		n, err := units.ParseBytes(s)
+		o.Compressed = &n
+		return err
+	})
 	f.BoolVar(&o.Limits, "raise-limits", d.Limits, "raise the host's limits that many guests need; old values are remembered")
 	f.Usage = func() { fmt.Fprint(talk, usage); f.PrintDefaults() }
 	return f

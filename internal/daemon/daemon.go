@@ -50,28 +50,29 @@ const workers = 8
 
 // daemon is everything that is open while lodged runs.
 type daemon struct {
-	opt       Options
-	down      bool // it is there to take everything down
-	log       *slog.Logger
-	lock      *os.File
-	node      *cluster.Node
-	store     *store.Store
-	tables    *tables.Tables
-	keepers   *keeper.Client
-	cgroups   *cgroup.Tree
-	layout    *cgroup.Layout
-	images    *images.Store
-	kernels   *kernels.Store
-	drivers   drivers
-	pools     *control.Handles[storage.Pool]
-	networks  *control.Handles[fabric.Fabric]
-	progress  *bus.Bus[operation.Progress]
-	runner    *reconcile.Runner
-	guests    *guests.Reconciler
-	templates *templates.Templates
-	making    *imagecontrol.Reconciler
-	compiling *kernelcontrol.Reconciler
-	receipts  *operations.Reconciler
+	opt         Options
+	down        bool // it is there to take everything down
+	log         *slog.Logger
+	lock        *os.File
+	node        *cluster.Node
+	store       *store.Store
+	tables      *tables.Tables
+	keepers     *keeper.Client
+	cgroups     *cgroup.Tree
+	layout      *cgroup.Layout
+	images      *images.Store
+	kernels     *kernels.Store
+	drivers     drivers
+	pools       *control.Handles[storage.Pool]
+	networks    *control.Handles[fabric.Fabric]
+	progress    *bus.Bus[operation.Progress]
+	runner      *reconcile.Runner
+	guests      *guests.Reconciler
+	templates   *templates.Templates
+	compression compression
+	making      *imagecontrol.Reconciler
+	compiling   *kernelcontrol.Reconciler
+	receipts    *operations.Reconciler
 }
 
 // open makes everything ready in order; what was opened before an error is
@@ -93,7 +94,7 @@ func (d *daemon) open(ctx context.Context) error {
 		return err
 	}
 	var err error
-	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, d.kernels, names{d.tables}, d.guestChanged); err != nil {
+	if d.drivers, err = newDrivers(d.opt, d.log, d.cgroups, d.kernels, names{d.tables}, d.compression.takes, d.guestChanged); err != nil {
 		return err
 	}
 	d.pools = control.NewHandles[storage.Pool](pool.Kind)
@@ -170,6 +171,9 @@ func (d *daemon) openHost(ctx context.Context) (err error) {
 	if d.kernels, err = openKernels(d.opt, d.log); err != nil {
 		return err
 	}
+	if err := d.openCompression(); err != nil {
+		return err
+	}
 	binary := filepath.Join(d.opt.programs(), keeperProgram)
 	if d.keepers, err = keeper.Open(ctx, keeper.Options{Dir: d.opt.keeperDir(), Binary: binary, Log: d.log}); err != nil {
 		return err
@@ -188,7 +192,7 @@ func (d *daemon) openReconcilers(ctx context.Context) (err error) {
 	if err != nil {
 		return err
 	}
-	standby, err := orShare(d.opt.Standby)
+	standby, err := orShare(d.opt.Standby, warmShare)
 	if err != nil {
 		return err
 	}
@@ -276,6 +280,7 @@ func (d *daemon) close() error {
 	if d.keepers != nil {
 		all = append(all, d.keepers.Close())
 	}
+	all = append(all, d.compression.close())
 	if d.store != nil {
 		all = append(all, d.store.Close())
 	}

@@ -14,13 +14,14 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/errs"
+	"lodge/internal/base/zram"
 	"lodge/internal/keeper"
 	"lodge/internal/storage"
 )
 
 // Down ends a running lodged, stops all guests cleanly without changing what is
 // wanted of them, and takes away everything but data: the keeper, networks,
-// mounts, control groups. It tells its progress on out. It may be called again
+// mounts, swap space, control groups. It tells its progress on out. It may be called again
 // after it failed.
 func Down(ctx context.Context, o Options, out io.Writer) error {
 	if _, err := os.Stat(o.storeDir()); errors.Is(err, os.ErrNotExist) {
@@ -121,7 +122,7 @@ func running(all []keeper.State) (names []string) {
 
 // takeDown removes what is left of Lodge on the host when no guest is up.
 func (d *daemon) takeDown(ctx context.Context, out io.Writer) error {
-	fmt.Fprintln(out, "taking away networks, mounts and control groups")
+	fmt.Fprintln(out, "taking away networks, mounts, swap space and control groups")
 	var all []error
 	for _, n := range d.tables.Networks.List() {
 		if driver, ok := d.drivers.fabrics[n.Spec.Driver]; ok {
@@ -137,7 +138,7 @@ func (d *daemon) takeDown(ctx context.Context, out io.Writer) error {
 			all = append(all, err)
 		}
 	}
-	all = append(all, os.RemoveAll(d.opt.programs()))
+	all = append(all, zram.Remove(), os.RemoveAll(d.opt.programs()))
 	return errors.Join(all...)
 }
 

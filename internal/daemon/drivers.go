@@ -44,9 +44,10 @@ type drivers struct {
 	disks *disk.Source
 }
 
-// newDrivers makes them all. changed is called by engines that learn something
+// newDrivers makes them all. compresses tells engines whether memory that is
+// swapped out is compressed; changed is called by engines that learn something
 // of a guest that its reconciler should see.
-func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, store *kernels.Store, names fabric.Names, changed func(guestID string)) (drivers, error) {
+func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, store *kernels.Store, names fabric.Names, compresses func() bool, changed func(guestID string)) (drivers, error) {
 	spool, err := images.OpenSpool(o.spoolDir())
 	if err != nil {
 		return drivers{}, err
@@ -61,7 +62,7 @@ func newDrivers(o Options, log *slog.Logger, tree *cgroup.Tree, store *kernels.S
 				Kernel: func(ctx context.Context) (engine.Kernel, error) { return bootsUsually(ctx, store, kernel.Program) },
 			}),
 			qemu.New(qemu.Options{
-				Launch: filepath.Join(o.programs(), launchProgram), Image: filepath.Join(o.programs(), imageLibrary), Tree: tree, KVM: o.tryKVM, Changed: changed, Log: log,
+				Launch: filepath.Join(o.programs(), launchProgram), Image: filepath.Join(o.programs(), imageLibrary), Tree: tree, KVM: o.tryKVM, Compresses: compresses, Changed: changed, Log: log,
 			}),
 		},
 		pools:   map[string]storage.Driver{},

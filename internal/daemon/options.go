@@ -16,18 +16,19 @@ import (
 
 // Options is what an administrator can choose when starting lodged.
 type Options struct {
-	DataDir   string  // records, images, volumes, logs: everything that must last
-	RunDir    string  // sockets and mounts: everything that ends with the host
-	Host      string  // this host's name; empty is its host name
-	HTTPS     string  // address of the HTTPS listener; empty is none
-	Group     string  // name of Lodge's control group
-	Prefix    string  // what names of network devices and nftables tables begin with
-	Pool      string  // driver of the default pool when it is first made; empty lets Lodge choose
-	Size      uint64  // bytes of the default pool's file when it is first made; 0 lets the driver choose
-	Limits    bool    // raise the host's limits that many guests need
-	Templates *uint64 // bytes of memory for templates, from which guests start warm; nil: a share of the host's
-	Standby   *uint64 // bytes of memory for guests that stand ready before anybody asks for them; nil: a share of the host's
-	Log       *slog.Logger
+	DataDir    string  // records, images, volumes, logs: everything that must last
+	RunDir     string  // sockets and mounts: everything that ends with the host
+	Host       string  // this host's name; empty is its host name
+	HTTPS      string  // address of the HTTPS listener; empty is none
+	Group      string  // name of Lodge's control group
+	Prefix     string  // what names of network devices and nftables tables begin with
+	Pool       string  // driver of the default pool when it is first made; empty lets Lodge choose
+	Size       uint64  // bytes of the default pool's file when it is first made; 0 lets the driver choose
+	Limits     bool    // raise the host's limits that many guests need
+	Templates  *uint64 // bytes of memory for templates, from which guests start warm; nil: a share of the host's
+	Standby    *uint64 // bytes of memory for guests that stand ready before anybody asks for them; nil: a share of the host's
+	Compressed *uint64 // bytes of guests' memory that may be kept compressed while they rest; nil: a share of the host's
+	Log        *slog.Logger
 
 	Engines engine.Set // beside Lodge's own, after them
 }

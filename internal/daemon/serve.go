@@ -141,7 +141,7 @@ func (c content) Export(ctx context.Context, name, format string, w io.Writer) e
 // examine runs the doctor.
 func (d *daemon) examine(ctx context.Context, fix bool) ([]api.Check, error) {
 	var out []api.Check
-	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: d.opt.kvmProbe(), Kernels: d.kernelsThere(ctx)}
+	o := doctor.Options{DataDir: d.opt.DataDir, Fix: fix, KVMProbe: d.opt.kvmProbe(), Kernels: d.kernelsThere(ctx), Compression: d.compression.seen()}
 	d.networks.All(func(_ string, f fabric.Fabric) { o.Bridges = append(o.Bridges, f.Device()) })
 	for _, c := range doctor.Run(ctx, o) {
 		out = append(out, api.Check{

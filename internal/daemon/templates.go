@@ -14,19 +14,19 @@ import (
 // and guests that stand ready, when nobody says how much: one in so many bytes.
 const warmShare = 8
 
-// orShare is a budget that was chosen, or the share.
-func orShare(chosen *uint64) (uint64, error) {
+// orShare is a budget that was chosen, or the share of the host's memory.
+func orShare(chosen *uint64, share uint64) (uint64, error) {
 	if chosen != nil {
 		return *chosen, nil
 	}
 	facts, err := hostFacts()
-	return facts.memory / warmShare, err
+	return facts.memory / share, err
 }
 
 // openTemplates finds the memory images that guests start warm from. None are
 // used while everything goes down, but what was being made is ended.
 func (d *daemon) openTemplates(ctx context.Context) (err error) {
-	budget, err := orShare(d.opt.Templates)
+	budget, err := orShare(d.opt.Templates, warmShare)
 	if err != nil {
 		return err
 	}

@@ -45,6 +45,8 @@ type Options struct {
 	// Kernels is what guests with a kernel of their own boot, a line for each
 	// model.
 	Kernels []Kernels
+	// Compression is what whoever runs the doctor does of it.
+	Compression Compression
 	// Bridges are the host's interfaces of Lodge's networks; the firewall
 	// must let them through. Empty: everything that starts with "lg".
 	Bridges []string
@@ -74,7 +76,7 @@ type check struct {
 // about as long as the KVM probe (up to a second), the rest some tens of
 // milliseconds. It changes limits only when o.Fix is set.
 func Run(ctx context.Context, o Options) []Check {
-	checks := append(all(), bootChecks(o)...)
+	checks := append(append(all(), compressionCheck(o)), bootChecks(o)...)
 	found := make([][]Check, len(checks)+1)
 	var wg sync.WaitGroup
 	for i, c := range checks {

@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"lodge/internal/base/kvmprobe"
+	"lodge/internal/base/zram"
 )
 
 // TestMain is also the process of its own that the KVM probe needs.
@@ -139,6 +140,10 @@ func TestJudgeHost(t *testing.T) {
 		"memory small":    {judgeMemory(memory{total: 512 << 20, available: 400 << 20}), Warning},
 		"memory and swap": {judgeMemory(memory{total: 512 << 20, available: 400 << 20, swap: 1 << 30}), OK},
 		"memory unknown":  {judgeMemory(memory{}), Warning},
+		"compression off": {judgeCompression(Compression{}), OK},
+		"compression new": {judgeCompression(Compression{Wanted: true}), OK},
+		"compression":     {judgeCompression(Compression{Wanted: true, Usage: zram.Usage{Device: "/dev/zram1", Size: 6 << 30, Pages: 3 << 20, Takes: 1 << 20}}), OK},
+		"no compression":  {judgeCompression(Compression{Wanted: true, Lack: "the kernel cannot", Fix: "modprobe zram"}), Warning},
 		"clock":           {judgeClock(now, unix.TIME_OK, 0, nil), OK},
 		"clock drifts":    {judgeClock(now, unix.TIME_ERROR, unix.STA_UNSYNC, nil), Warning},
 		"clock unset":     {judgeClock(time.Unix(0, 0), unix.TIME_OK, 0, nil), Fault},

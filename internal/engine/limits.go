@@ -31,6 +31,9 @@ type Overhead struct {
 	// processors, of which each is a thread that cannot take more than one; a
 	// guest with a share of a processor is held to that with its monitor.
 	CPUs float64
+	// Swap says that all of it may be swapped out while the guest rests. What
+	// the guest itself may have of swap space is its own matter.
+	Swap bool
 }
 
 // Limits returns what the group of a guest of spec may use: the guest's own
@@ -39,6 +42,9 @@ func (o Overhead) Limits(spec guest.Spec, disk string) cgroup.Limits {
 	l := Limits(spec, disk)
 	if l.Memory > 0 {
 		l.Memory += o.Memory
+		if o.Swap {
+			l.Swap = l.Memory
+		}
 	}
 	if l.CPUs > 0 && l.CPUs == math.Trunc(l.CPUs) {
 		l.CPUs += o.CPUs

@@ -69,6 +69,12 @@ func TestLimitsLeaveRoomForTheMonitor(t *testing.T) {
 	if l := o.Limits(guest.Spec{CPUs: 1.5}, ""); l.CPUs != 1.5 {
 		t.Errorf("a guest with a share of a processor got %v", l.CPUs)
 	}
+	if l := (Overhead{Memory: 10, Swap: true}).Limits(guest.Spec{Memory: 100, Swap: 5}, ""); l.Swap != 110 {
+		t.Errorf("of a guest that may be swapped out whole, %d may; want 110", l.Swap)
+	}
+	if l := o.Limits(guest.Spec{Memory: 100, Swap: 5}, ""); l.Swap != 5 {
+		t.Errorf("of swap space %d, not 5", l.Swap)
+	}
 	if l := o.Limits(guest.Spec{}, ""); l.Memory != 0 || l.CPUs != 0 {
 		t.Errorf("a guest without limits got some: %d, %v", l.Memory, l.CPUs)
 	}

@@ -254,12 +254,13 @@ func (s *server) usage(ctx context.Context) (all []api.Usage, err error) {
 }
 
 // proportional is the memory of a process and its descendants, shared pages
-// counted in proportion, in MiB.
-func proportional(pid int) (sum float64) {
+// counted in proportion, in MB: what is in memory, and what was swapped out.
+func proportional(pid int) (here, swapped float64) {
 	for _, p := range append(descendants(pid), pid) {
-		sum += keyed(fmt.Sprintf("/proc/%d/smaps_rollup", p))["Pss"] / mb
+		rollup := keyed(fmt.Sprintf("/proc/%d/smaps_rollup", p))
+		here, swapped = here+rollup["Pss"]/mb, swapped+rollup["SwapPss"]/mb
 	}
-	return sum
+	return here, swapped
 }
 
 func descendants(pid int) (all []int) {

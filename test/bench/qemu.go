@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"lodge/api"
+	"lodge/internal/base/zram"
 )
 
 // machines measures virtual machines: cold, from templates, copied, saved.
@@ -264,8 +265,12 @@ func (b *bench) clones(ctx context.Context, s *server) error {
 	return b.copiesMemory(ctx, s, "copies of a template", n, "launch", "debian/12", "w", "--model", "vm", "--memory", "256MiB", "--cpus", "1", "--count", fmt.Sprint(n))
 }
 
+// restTime is how long an idle guest is left until its memory was paged out.
+const restTime = 75 * time.Second
+
 // copiesMemory measures what memory idle copies take that one command makes,
-// whose third word is what they are called, and removes them.
+// whose third word is what they are called, before and after they rest, and
+// removes them.
 func (b *bench) copiesMemory(ctx context.Context, s *server, what string, n int, make ...string) error {
 	names := copyNames(make[2], n)
 	begun := time.Now()
@@ -280,18 +285,58 @@ func (b *bench) copiesMemory(ctx context.Context, s *server, what string, n int,
 	}
 	all.add(time.Since(begun))
 	time.Sleep(settle)
-	sum := 0.0
+	early, err := s.memoryOf(ctx, names)
+	if err != nil {
+		return err
+	}
+	time.Sleep(restTime)
+	late, err := s.memoryOf(ctx, names)
+	if err != nil {
+		return err
+	}
+	var wake Samples
+	for _, name := range names {
+		begun := time.Now()
+		if err := s.answers(ctx, name); err != nil {
+			return err
+		}
+		wake.add(time.Since(begun))
+	}
+	b.report.add(timed("vm", fmt.Sprintf("%d %s, until all have answered an exec", n, what), "lodge", all),
+		single("vm", fmt.Sprintf("memory of one of %d %s, 5 s after that (PSS)", n, what), "lodge", "MB", early.here),
+		single("vm", fmt.Sprintf("memory of an idle one of %d %s (PSS)", n, what), "lodge", "MB", late.here).atMost(50),
+		single("vm", "the same, with its part of the host's compressed memory", "lodge", "MB", late.here+late.compressed),
+		timed("vm", "exec true, the first of a guest whose memory is compressed", "lodge", wake))
+	_, err = s.lodge(ctx, append([]string{"rm", "--force"}, names...)...)
+	return err
+}
+
+// taken is memory, in MB.
+type taken struct{ here, compressed float64 }
+
+// memoryOf is what guests take, each of them on average.
+func (s *server) memoryOf(ctx context.Context, names []string) (m taken, err error) {
+	swap, err := zram.Open(1 << 30) // what lodged has made, unless no guest has rested
+	if err != nil {
+		return m, err
+	}
+	defer swap.Close()
+	u, err := swap.Usage()
+	if err != nil {
+		return m, err
+	}
 	for _, name := range names {
 		g, err := s.guest(ctx, name)
 		if err != nil {
-			return err
+			return m, err
 		}
-		sum += proportional(g.Pid)
+		here, swapped := proportional(g.Pid)
+		m.here += here / float64(len(names))
+		if u.Pages > 0 {
+			m.compressed += swapped * float64(u.Takes) / float64(u.Pages) / float64(len(names))
+		}
 	}
-	b.report.add(timed("vm", fmt.Sprintf("%d %s, until all have answered an exec", n, what), "lodge", all),
-		single("vm", fmt.Sprintf("memory of an idle one of %d %s (PSS)", n, what), "lodge", "MB", sum/float64(n)).atMost(50))
-	_, err := s.lodge(ctx, append([]string{"rm", "--force"}, names...)...)
-	return err
+	return m, nil
 }
 
 // copyNames are what n guests are called that one command makes.

@@ -108,6 +108,9 @@ func (e *Engine) newLink(g guest.Guest, parts engine.Parts, h keeper.Held) *link
 		l.theirs, l.boot = newGuestAgent(l, g, parts), newBootWatch(l, parts)
 	}
 	go l.keep(parts.Memory)
+	if e.o.Compresses != nil {
+		go l.pageOut(parts.Cgroup)
+	}
 	go func() {
 		_, _ = h.Wait(l.life)
 		l.close()

@@ -1,16 +1,14 @@
 package qemu
 
 import (
-	"bufio"
 	"context"
-	"encoding/binary"
 	"errors"
 	"fmt"
 	"os"
-	"strings"
 
 	"golang.org/x/sys/unix"
 
+	"lodge/internal/base/proc"
 	"lodge/internal/engine/qemu/qmp"
 	"lodge/internal/launch"
 )
@@ -64,13 +62,13 @@ func copyChanged(ctx context.Context, to *os.File, pid, fd int, size uint64) err
 	if err != nil {
 		return err
 	}
-	all, err := mappings(in("maps"), file)
+	all, err := mappings(in("maps"), func(a mapping) bool { return a.rights == "rw-p" && a.name == file })
 	if err != nil {
 		return err
 	}
 	var sum uint64
 	for _, a := range all {
-		sum += a.end - a.start
+		sum += a.End - a.Start
 	}
 	if sum != size {
 		return fmt.Errorf("QEMU maps %d bytes of it, not %d", sum, size)
@@ -93,73 +91,14 @@ func copyChanged(ctx context.Context, to *os.File, pid, fd int, size uint64) err
 	return nil
 }
 
-// mapping is where a process has a part of a file.
-type mapping struct{ start, end, offset uint64 }
-
-// mappings are the private ones of a file that a process can write to.
-func mappings(maps, file string) (all []mapping, err error) {
-	f, err := os.Open(maps)
-	if err != nil {
-		return nil, err
-	}
-	defer f.Close()
-	lines := bufio.NewScanner(f)
-	for lines.Scan() {
-		var a mapping
-		var rights, device string
-		var inode uint64
-		if _, err := fmt.Sscanf(lines.Text(), "%x-%x %s %x %s %d", &a.start, &a.end, &rights, &a.offset, &device, &inode); err != nil {
-			return nil, fmt.Errorf("%s: %w", maps, err)
-		}
-		if rights == "rw-p" && strings.HasSuffix(lines.Text(), " "+file) {
-			all = append(all, a)
-		}
-	}
-	return all, lines.Err()
-}
-
-// Of /proc/PID/pagemap, Documentation/admin-guide/mm/pagemap.rst.
-const (
-	pageThere   = 1 << 63
-	pageSwapped = 1 << 62
-	pageOfFile  = 1 << 61
-	entrySize   = 8
-	// pagesAtOnce is how many entries are read at a time.
-	pagesAtOnce = 256
-)
-
-// own reports whether an entry is of a page that is the process's own.
-func own(entry uint64) bool { return entry&(pageThere|pageSwapped) != 0 && entry&pageOfFile == 0 }
-
 func (a mapping) copyChanged(ctx context.Context, to, memory, pages *os.File) error {
-	entries, content := make([]byte, pagesAtOnce*entrySize), make([]byte, pagesAtOnce*pageSize)
-	for at := a.start; at < a.end; {
-		if ctx.Err() != nil {
-			return ctx.Err()
-		}
-		n := min((a.end-at)/pageSize, pagesAtOnce)
-		if _, err := pages.ReadAt(entries[:n*entrySize], int64(at/pageSize*entrySize)); err != nil {
+	content := make([]byte, pagesAtOnce*pageSize)
+	return a.own(ctx, pages, func(r proc.Range) error {
+		run := content[:r.End-r.Start]
+		if _, err := memory.ReadAt(run, int64(r.Start)); err != nil {
 			return err
 		}
-		for i := uint64(0); i < n; {
-			j := i
-			for j < n && own(binary.NativeEndian.Uint64(entries[j*entrySize:])) {
-				j++
-			}
-			if j == i {
-				i++
-				continue
-			}
-			run, from := content[:(j-i)*pageSize], at+i*pageSize
-			if _, err := memory.ReadAt(run, int64(from)); err != nil {
-				return err
-			}
-			if _, err := to.WriteAt(run, int64(from-a.start+a.offset)); err != nil {
-				return err
-			}
-			i = j
-		}
-		at += n * pageSize
-	}
-	return nil
+		_, err := to.WriteAt(run, int64(r.Start-a.Start+a.offset))
+		return err
+	})
 }

@@ -34,9 +34,12 @@ type Options struct {
 	Tree   *cgroup.Tree // the groups that engine.Parts.Cgroup names
 	// KVM says whether this host's KVM runs guests at the processor's own
 	// speed, and how that was found out. Nil: it is not used.
-	KVM     func(ctx context.Context) (usable bool, why string)
-	Changed func(guestID string) // called when something of a guest changed; may be nil
-	Log     *slog.Logger         // may be nil
+	KVM func(ctx context.Context) (usable bool, why string)
+	// Compresses says whether memory that is swapped out now is compressed, not
+	// written to a disk. Nil: guests that rest keep theirs.
+	Compresses func() bool
+	Changed    func(guestID string) // called when something of a guest changed; may be nil
+	Log        *slog.Logger         // may be nil
 
 	Program  string // of QEMU; "" is the one in PATH
 	Firmware string // folder with OVMF's files; "" is where Debian has them
@@ -86,7 +89,9 @@ func New(o Options) *Engine {
 // overhead is what QEMU takes beside the guest's memory, which is itself, the
 // cache of translated code and what belongs to it, the screen; and beside the
 // guest's processors, which is the thread that plays the devices.
-func overhead() engine.Overhead { return engine.Overhead{Memory: codeCache + 256<<20, CPUs: 1} }
+func overhead() engine.Overhead {
+	return engine.Overhead{Memory: codeCache + 256<<20, CPUs: 1, Swap: true}
+}
 
 // Info says what the engine can do here.
 func (e *Engine) Info(ctx context.Context) (engine.Info, error) {

@@ -1,0 +1,88 @@
+package daemon
+
+import (
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"lodge/internal/base/errs"
+	"lodge/internal/base/zram"
+	"lodge/internal/doctor"
+)
+
+// compressedShare is the part of the host's memory whose pages may be kept
+// compressed, when nobody says how much: one in so many bytes. To be able to
+// costs some 5 bytes of memory for a page, which is why it is not all of it.
+const compressedShare = 4
+
+// compressionRetry is how long it is not tried again to have swap space where it
+// could not be had.
+const compressionRetry = time.Minute
+
+// compression is the host's compressed swap space, which is made when it is
+// needed for the first time: a host without translated guests is left as it is.
+type compression struct {
+	size uint64 // bytes of pages; 0: none is wanted
+	log  *slog.Logger
+
+	mu    sync.Mutex
+	swap  *zram.Swap
+	tried time.Time
+	err   error // why there is none
+}
+
+// openCompression decides how much may be compressed. While everything goes down
+// nothing is.
+func (d *daemon) openCompression() error {
+	d.compression.log = d.log
+	if d.down {
+		return nil
+	}
+	size, err := orShare(d.opt.Compressed, compressedShare)
+	d.compression.size = size
+	return err
+}
+
+// takes reports whether what is swapped out now is compressed.
+func (c *compression) takes() bool {
+	if c.size == 0 {
+		return false
+	}
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if c.swap.Takes() {
+		return true
+	}
+	if time.Since(c.tried) < compressionRetry {
+		return false
+	}
+	c.tried = time.Now()
+	_ = c.swap.Close() // it was taken away, or is full
+	before := c.err
+	if c.swap, c.err = zram.Open(c.size); c.err != nil && before == nil {
+		c.log.Warn("guests that rest keep their memory", "error", c.err)
+	}
+	return c.swap.Takes()
+}
+
+func (c *compression) close() error {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	return c.swap.Close()
+}
+
+// seen is what the doctor is told.
+func (c *compression) seen() doctor.Compression {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	s := doctor.Compression{Wanted: c.size > 0}
+	if e, ok := errors.AsType[*errs.Error](c.err); ok {
+		s.Lack, s.Fix = e.Words(), e.Hint
+		return s
+	}
+	if u, err := c.swap.Usage(); err == nil {
+		s.Usage = u
+	}
+	return s
+}
