@@ -49,8 +49,8 @@ type Templates struct {
 
 	mu      sync.Mutex
 	have    map[string]*template
-	wanted  map[string]bool // queued, or being made
-	refused map[string]bool // could not be made; not tried again before the next start of lodged
+	wanted  map[string]bool      // queued, or being made
+	refused map[string]time.Time // when one could not be made
 }
 
 // template is one that is ready.
@@ -74,7 +74,7 @@ const queue = 16
 // Open finds the templates that there are and clears away what an earlier
 // daemon left half made.
 func Open(ctx context.Context, o Options) (*Templates, error) {
-	t := &Templates{Options: o, jobs: make(chan job, queue), have: map[string]*template{}, wanted: map[string]bool{}, refused: map[string]bool{}}
+	t := &Templates{Options: o, jobs: make(chan job, queue), have: map[string]*template{}, wanted: map[string]bool{}, refused: map[string]time.Time{}}
 	if err := os.MkdirAll(o.Dir, 0o700); err != nil {
 		return nil, err
 	}
@@ -164,7 +164,7 @@ func (t *Templates) Want(g guest.Guest, info engine.Info, parts engine.Parts) {
 	key := keyOf(g, info, parts)
 	t.mu.Lock()
 	defer t.mu.Unlock()
-	if t.have[key] != nil || t.wanted[key] || t.refused[key] {
+	if t.have[key] != nil || t.wanted[key] || time.Since(t.refused[key]) < againAfter {
 		return
 	}
 	select {
@@ -173,6 +173,10 @@ func (t *Templates) Want(g guest.Guest, info engine.Info, parts engine.Parts) {
 	default: // the next guest of its kind asks again
 	}
 }
+
+// againAfter is how long a template is not tried again that could not be made:
+// the host may have been too busy, because ten guests of the kind booted.
+const againAfter = 10 * time.Minute
 
 // Run makes the templates that are wanted, one at a time, until ctx ends.
 func (t *Templates) Run(ctx context.Context) {
@@ -190,8 +194,8 @@ func (t *Templates) Run(ctx context.Context) {
 				t.trim()
 				t.Log.Info("guests of this kind start warm from now on", "template", j.key, "image", j.g.Spec.Image, "memory", j.g.Spec.Memory)
 			case ctx.Err() == nil:
-				t.refused[j.key] = true
-				t.Log.Warn("a template could not be made; guests of this kind go on booting", "template", j.key, "image", j.g.Spec.Image, "error", err)
+				t.refused[j.key] = time.Now()
+				t.Log.Warn("a template could not be made; guests of this kind go on booting, and it is tried again with one that is launched after a while", "template", j.key, "image", j.g.Spec.Image, "error", err)
 			}
 			t.mu.Unlock()
 			if err == nil && t.Made != nil {
