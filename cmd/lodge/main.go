@@ -29,8 +29,7 @@ func main() { os.Exit(run()) }
 // run is the program; it returns the exit code, so that what was deferred has
 // been done by then.
 func run() int {
-	ctx, signals, stop := cli.WatchSignals(context.Background())
-	defer stop()
+	ctx, signals := cli.WatchSignals(context.Background())
 	f := &cli.Factory{Streams: cli.SystemStreams(), Signals: signals, Version: version.Version}
 	root := rootFor(f, os.Args[1:])
 	err := root.ExecuteContext(ctx)

@@ -169,10 +169,11 @@ type Signals struct {
 	taker chan<- os.Signal
 }
 
-// WatchSignals starts watching. stop gives the signals their default meaning
-// back.
-func WatchSignals(ctx context.Context) (_ context.Context, s *Signals, stop func()) {
-	s = &Signals{}
+// WatchSignals starts watching, until the program ends: to give the signals
+// their default meaning back takes half a millisecond, which nobody needs who
+// ends anyway.
+func WatchSignals(ctx context.Context) (context.Context, *Signals) {
+	s := &Signals{}
 	ctx, cancel := context.WithCancelCause(ctx)
 	ch := make(chan os.Signal, 8)
 	signal.Notify(ch, syscall.SIGINT, syscall.SIGTERM, syscall.SIGHUP)
@@ -184,7 +185,7 @@ func WatchSignals(ctx context.Context) (_ context.Context, s *Signals, stop func
 			}
 		}
 	}()
-	return ctx, s, func() { signal.Stop(ch); cancel(nil) }
+	return ctx, s
 }
 
 func (s *Signals) hand(sig os.Signal) bool {

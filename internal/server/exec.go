@@ -52,10 +52,11 @@ func (s *Server) exec(ctx context.Context, in *GuestName, w *streamWriter, r *ht
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	wire := &wireConn{conn: c, ctx: ctx}
-	req, patience, err := execRequest(kind, text)
+	b, err := execRequest(kind, text)
 	if err == nil {
 		var code int
-		if code, err = s.run(ctx, cancel, wire, beginning{g.ID, req, patience}); err == nil {
+		b.guest = g.ID
+		if code, err = s.run(ctx, cancel, wire, b); err == nil {
 			wire.control(api.Control{Exit: &code})
 		}
 	}
@@ -84,28 +85,36 @@ func upgrade(w *streamWriter, r *http.Request) (*websocket.Conn, error) {
 // maxPatience bounds how long a guest that boots is waited for.
 const maxPatience = time.Hour
 
-func execRequest(kind websocket.MessageType, text []byte) (_ session.Request, patience time.Duration, err error) {
+// execRequest reads what is to run; in which guest it does not say.
+func execRequest(kind websocket.MessageType, text []byte) (beginning, error) {
 	if kind != websocket.MessageText {
-		return session.Request{}, 0, errs.Bad("", "the first message must be text: an ExecRequest", "")
+		return beginning{}, errs.Bad("", "the first message must be text: an ExecRequest", "")
 	}
 	q, err := decode[api.ExecRequest](text)
 	if err != nil {
-		return session.Request{}, 0, err
+		return beginning{}, err
 	}
-	patience = time.Duration(q.Wait) * time.Second
+	patience := time.Duration(q.Wait) * time.Second
 	switch {
 	case len(q.Command) == 0 || q.Command[0] == "":
-		return session.Request{}, 0, errs.Bad("command", "is empty", "give a program and its arguments")
+		return beginning{}, errs.Bad("command", "is empty", "give a program and its arguments")
 	case patience < 0 || patience > maxPatience:
-		return session.Request{}, 0, errs.Bad("wait", "is out of range", "give 0 to 3600 seconds")
+		return beginning{}, errs.Bad("wait", "is out of range", "give 0 to 3600 seconds")
+	case q.NoInput && q.TTY:
+		return beginning{}, errs.Bad("no_input", "cannot be with a terminal, which always has input", "leave one of them out")
 	}
-	return session.Request{Argv: q.Command, Env: q.Env, Dir: q.Cwd, User: q.User, TTY: q.TTY, Rows: q.Rows, Cols: q.Cols}, patience, nil
+	return beginning{
+		request:  session.Request{Argv: q.Command, Env: q.Env, Dir: q.Cwd, User: q.User, TTY: q.TTY, Rows: q.Rows, Cols: q.Cols},
+		noInput:  q.NoInput,
+		patience: patience,
+	}, nil
 }
 
 // beginning is a program that is to run in a guest.
 type beginning struct {
 	guest    string // id
 	request  session.Request
+	noInput  bool
 	patience time.Duration // for a guest that boots
 }
 
@@ -275,6 +284,9 @@ func (s *Server) run(ctx context.Context, cancel func(), w *wireConn, b beginnin
 	var ours, theirs [3]*os.File
 	defer func() { closeAll(ours[:]); closeAll(theirs[:]) }()
 	for i := range ours {
+		if i == 0 && b.noInput {
+			continue
+		}
 		r, wr, err := os.Pipe()
 		if err != nil {
 			return 0, err

@@ -254,7 +254,10 @@ func (l *fakeLive) Exec(_ context.Context, _ string, r session.Request) (session
 		return nil, &errs.Error{Kind: errs.NotFound, Field: "command", Msg: "there is no nothing in the guest"}
 	}
 	cmd := exec.Command(r.Argv[0], r.Argv[1:]...)
-	cmd.Stdin, cmd.Stdout, cmd.Stderr = r.Stdin, r.Stdout, r.Stderr
+	cmd.Stdout, cmd.Stderr = r.Stdout, r.Stderr
+	if r.Stdin != nil { // a nil file in an io.Reader is not nil
+		cmd.Stdin = r.Stdin
+	}
 	p := &program{cmd: cmd, live: l}
 	if r.TTY {
 		host, theirs, err := os.Pipe() // its output only: enough of a terminal here

@@ -105,6 +105,25 @@ func TestExec(t *testing.T) {
 	}
 }
 
+// TestExecWithoutInput: nobody has to say that there is none.
+func TestExecWithoutInput(t *testing.T) {
+	h := newHouse(t)
+	ws := h.exec(api.ExecRequest{Command: []string{"sh", "-c", "cat; echo end"}, NoInput: true})
+	if out, _, last := h.hear(ws); out != "end\n" || last.Exit == nil || *last.Exit != 0 {
+		t.Errorf("%q, %+v", out, last)
+	}
+	ws = h.exec(api.ExecRequest{Command: []string{"sh", "-c", "echo end"}, NoInput: true})
+	h.say(ws, api.FrameIn, "what nobody reads")
+	h.say(ws, api.FrameIn, "")
+	if out, _, last := h.hear(ws); out != "end\n" || last.Exit == nil || *last.Exit != 0 {
+		t.Errorf("with input: %q, %+v", out, last)
+	}
+	ws = h.exec(api.ExecRequest{Command: []string{"true"}, NoInput: true, TTY: true})
+	if _, _, last := h.hear(ws); last.Error == nil || last.Error.Field != "no_input" {
+		t.Errorf("on a terminal: %+v", last)
+	}
+}
+
 func TestExecInAGuestThatBoots(t *testing.T) {
 	h := newHouse(t)
 	ws := h.exec(api.ExecRequest{Command: []string{"boots", "echo", "up"}, Wait: 60})

@@ -31,7 +31,10 @@ func (a *Agent) exec(s *stream, r agent.Request) {
 		return
 	}
 	defer p.close()
-	out := &outbox{to: s}
+	out := &outbox{to: s, delay: saidLate}
+	if !x.In && !x.TTY {
+		out.delay = saidLatest
+	}
 	_ = agent.SendJSON(out.slow(), agent.KindResult, agent.Result{})
 	t := &traffic{s: s, out: out, p: p, sent: map[agent.Kind]*agent.Window{}, letters: agent.NewLetters(out, a.Mailbox, r.Slots)}
 	for k := range p.outs {

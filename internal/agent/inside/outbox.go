@@ -6,13 +6,18 @@ import (
 	"time"
 )
 
-// saidLate is how much later the host may hear what alone nobody waits for.
-const saidLate = 3 * time.Millisecond
+// How much later the host may hear what alone nobody waits for: that a program
+// runs, and that an output of it ended. Of a program with input its sender waits.
+const (
+	saidLate   = 3 * time.Millisecond
+	saidLatest = 50 * time.Millisecond
+)
 
 // outbox sends what is said of a program to the host in as few pieces as it can:
 // each is an interrupt of the guest and of the host. It is safe for concurrent use.
 type outbox struct {
-	to io.Writer
+	to    io.Writer
+	delay time.Duration // saidLate or saidLatest
 
 	mu   sync.Mutex
 	held []byte
@@ -42,7 +47,7 @@ func (s slowly) Write(p []byte) (int, error) {
 	defer s.o.mu.Unlock()
 	s.o.held = append(s.o.held, p...)
 	if s.o.late == nil {
-		s.o.late = time.AfterFunc(saidLate, func() { _, _ = s.o.Write(nil) }) // who hears nothing has gone
+		s.o.late = time.AfterFunc(s.o.delay, func() { _, _ = s.o.Write(nil) }) // who hears nothing has gone
 	}
 	return len(p), nil
 }

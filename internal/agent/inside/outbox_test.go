@@ -17,7 +17,7 @@ func (p pieces) Write(b []byte) (int, error) {
 
 func TestOutbox(t *testing.T) {
 	heard := make(pieces, 8)
-	o := &outbox{to: heard}
+	o := &outbox{to: heard, delay: saidLate}
 	o.slow().Write([]byte("started "))
 	o.slow().Write([]byte("end of output "))
 	o.Write([]byte("exit"))

@@ -26,6 +26,7 @@ type program struct {
 
 	mu     sync.Mutex
 	reaped bool
+	kept   []int // the program's ends of outs, which we hold as well
 }
 
 // watch has the kernel tell of the program's end beside everything else, so
@@ -63,6 +64,7 @@ func (p *program) reap(status *uint32) bool {
 		return false
 	}
 	p.reaped, *status = true, 1
+	p.letGo()
 	if err == nil {
 		*status = exitStatus(w)
 	}
@@ -85,7 +87,21 @@ func (p *program) signal(sig syscall.Signal) {
 	}
 }
 
+// keep holds the program's ends of its output until it ended. That its output
+// ends is then no news of its own, a moment before: each is a turn of the
+// scheduler away from a program that has not quite ended.
+func (p *program) keep(ends []int) { p.kept = ends }
+
+// letGo is keep's end. p.mu must be held.
+func (p *program) letGo() {
+	shut(p.kept)
+	p.kept = nil
+}
+
 func (p *program) close() {
+	p.mu.Lock()
+	p.letGo()
+	p.mu.Unlock()
 	for _, f := range p.outs {
 		f.Close()
 	}

@@ -44,7 +44,6 @@ func (a *Agent) start(x agent.Exec) (*program, error) {
 	if err != nil {
 		return nil, err
 	}
-	defer shut(theirs)
 	attr := &syscall.ProcAttr{Dir: dir, Env: pairs(env), Files: three(theirs), Sys: &syscall.SysProcAttr{
 		Setsid: true, Setctty: x.TTY,
 		Credential: &syscall.Credential{Uid: who.UID, Gid: who.GID, Groups: who.Groups},
@@ -57,9 +56,12 @@ func (a *Agent) start(x agent.Exec) (*program, error) {
 		}
 	})
 	if err != nil {
+		shut(theirs)
 		p.close()
 		return nil, failure(x, err)
 	}
+	shut(theirs[:1])
+	p.keep(theirs[1:])
 	p.watch()
 	return p, nil
 }
