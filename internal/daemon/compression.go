@@ -16,9 +16,12 @@ import (
 // costs some 5 bytes of memory for a page, which is why it is not all of it.
 const compressedShare = 4
 
-// compressionRetry is how long it is not tried again to have swap space where it
-// could not be had.
-const compressionRetry = time.Minute
+// How long it is not tried again to have swap space where it could not be had,
+// and how often what pages that came back have left behind is cleared away.
+const (
+	compressionRetry = time.Minute
+	compactEvery     = time.Minute
+)
 
 // compression is the host's compressed swap space, which is made when it is
 // needed for the first time: a host without translated guests is left as it is.
@@ -26,10 +29,11 @@ type compression struct {
 	size uint64 // bytes of pages; 0: none is wanted
 	log  *slog.Logger
 
-	mu    sync.Mutex
-	swap  *zram.Swap
-	tried time.Time
-	err   error // why there is none
+	mu        sync.Mutex
+	swap      *zram.Swap
+	tried     time.Time
+	compacted time.Time
+	err       error // why there is none
 }
 
 // openCompression decides how much may be compressed. While everything goes down
@@ -52,6 +56,10 @@ func (c *compression) takes() bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()
 	if c.swap.Takes() {
+		if time.Since(c.compacted) > compactEvery {
+			c.compacted = time.Now()
+			_ = c.swap.Compact()
+		}
 		return true
 	}
 	if time.Since(c.tried) < compressionRetry {

@@ -210,6 +210,10 @@ func (b *bench) machineExecs(ctx context.Context, s *server) error {
 			return err
 		}
 	}
+	if err := s.says(ctx, "standing ready", "1 guest"); err != nil { // the next one is made ready beside it
+		return err
+	}
+	time.Sleep(settle)
 	return b.execs(ctx, s, "vm", 15)
 }
 

@@ -7,6 +7,7 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"lodge/api"
 	"lodge/test/sandbox"
@@ -66,7 +67,14 @@ func TestMakeUp(t *testing.T) {
 			}
 		}
 	}
+	for _, name := range []string{"db1", "dev1"} {
+		r := lodge("exec", name, "--", "systemctl", "show", "--property", "ConditionResult,ConditionTimestampMonotonic", "lodge-ssh-keys")
+		if !strings.Contains(r.out, "ConditionResult=no\n") || strings.Contains(r.out, "Monotonic=0\n") {
+			t.Errorf("%s had to make the keys of its secure shell itself, which the host does faster: %q%s", name, r.out, r.err)
+		}
+	}
 	cloudInit(t, dir, lodge)
+	rests(t, lodge)
 	if again := runIn(t, env, nil, root+"/scripts/up.sh"); again.code != 0 {
 		t.Errorf("a second make up: %d\n%s%s", again.code, again.out, again.err)
 	}
@@ -81,6 +89,24 @@ func TestMakeUp(t *testing.T) {
 	var all []api.Guest
 	if err := json.Unmarshal([]byte(lodge("ls", "-o", "json").out), &all); err != nil || len(all) != 3 {
 		t.Errorf("after make up, down, up: %d guests, %v", len(all), err)
+	}
+}
+
+// rests checks that what a virtual machine does not use while it rests is
+// compressed, and that it answers nevertheless.
+func rests(t *testing.T, lodge func(args ...string) result) {
+	t.Helper()
+	const patience = 2 * time.Minute
+	doctor := ""
+	for end := time.Now().Add(patience); !strings.Contains(doctor, "of what guests do not use in"); time.Sleep(time.Second) {
+		if time.Now().After(end) {
+			t.Errorf("no guest rests; the doctor says\n%s", doctor)
+			return
+		}
+		doctor = lodge("doctor").out
+	}
+	if r := lodge("exec", "dev1", "--", "true"); r.code != 0 {
+		t.Errorf("a guest whose memory was compressed does not answer: %s", r.err)
 	}
 }
 

@@ -205,6 +205,15 @@ func parseStat(text string) (pages, takes uint64, err error) {
 	return pages, takes, err
 }
 
+// Compact gives back what the allocator wastes after pages have come and gone.
+// The kernel does it by itself only when memory is short.
+func (s *Swap) Compact() error {
+	if s == nil {
+		return nil
+	}
+	return os.WriteFile(attribute(s.device, "compact"), []byte("1"), 0)
+}
+
 // Remove takes away the space that Open made, unless another daemon holds it.
 // What it held is read back into memory first.
 func Remove() error { return removeLabelled(label) }
