@@ -111,18 +111,20 @@ func held(device string, how int) (*os.File, error) {
 }
 
 // create makes a device for size bytes, and the host's swap space of it.
-func create(label string, size uint64) (device string, err error) {
+func create(label string, size uint64) (string, error) {
 	text, err := os.ReadFile(filepath.Join(control, "hot_add"))
 	if err != nil {
 		return "", err
 	}
-	name := "zram" + strings.TrimSpace(string(text))
-	device = "/dev/" + name
-	defer func() {
-		if err != nil {
-			err = errors.Join(err, remove(device))
-		}
-	}()
+	device := "/dev/zram" + strings.TrimSpace(string(text))
+	if err := use(device, label, size); err != nil {
+		return "", errors.Join(err, remove(device))
+	}
+	return device, nil
+}
+
+// use makes swap space of a new device.
+func use(device, label string, size uint64) error {
 	// Best first; the kernel's own choice where it has none of them.
 	for _, algorithm := range []string{"zstd", "lzo-rle"} {
 		if os.WriteFile(attribute(device, "comp_algorithm"), []byte(algorithm), 0) == nil {
@@ -130,19 +132,19 @@ func create(label string, size uint64) (device string, err error) {
 		}
 	}
 	if err := os.WriteFile(attribute(device, "disksize"), []byte(strconv.FormatUint(size, 10)), 0); err != nil {
-		return "", err
+		return err
 	}
 	if out, err := exec.Command("mkswap", "-L", label, device).CombinedOutput(); err != nil {
-		return "", fmt.Errorf("mkswap: %w: %s", err, strings.TrimSpace(string(out)))
+		return fmt.Errorf("mkswap: %w: %s", err, strings.TrimSpace(string(out)))
 	}
 	path, err := unix.BytePtrFromString(device)
 	if err != nil {
-		return "", err
+		return err
 	}
 	if _, _, errno := unix.Syscall(unix.SYS_SWAPON, uintptr(unsafe.Pointer(path)), preferPriority|priority, 0); errno != 0 {
-		return "", fmt.Errorf("swapon %s: %w", device, errno)
+		return fmt.Errorf("swapon %s: %w", device, errno)
 	}
-	return device, nil
+	return nil
 }
 
 func attribute(device, name string) string {

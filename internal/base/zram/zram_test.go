@@ -3,6 +3,7 @@ package zram
 import (
 	"errors"
 	"os"
+	"path/filepath"
 	"slices"
 	"strconv"
 	"testing"
@@ -72,6 +73,18 @@ func TestLife(t *testing.T) {
 	}
 	if _, err := os.Stat(device); err == nil {
 		t.Errorf("%s is left", device)
+	}
+	devices := func() []string {
+		all, _ := filepath.Glob("/sys/block/zram*")
+		return all
+	}
+	if lock, err = lockAll(); err != nil {
+		t.Fatal(err)
+	}
+	defer lock.Close()
+	before := devices()
+	if device, err := create(name, 0); err == nil || len(devices()) > len(before) {
+		t.Errorf("of no size %s was made, %v; %v are left where there were %v", device, err, devices(), before)
 	}
 	var none *Swap
 	if u, err := none.Usage(); none.Takes() || err != nil || u != (Usage{}) || none.Close() != nil {
