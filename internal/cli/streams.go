@@ -170,8 +170,7 @@ type Signals struct {
 }
 
 // WatchSignals starts watching, until the program ends: to give the signals
-// their default meaning back takes half a millisecond, which nobody needs who
-// ends anyway.
+// their default meaning back takes time, which nobody needs who ends anyway.
 func WatchSignals(ctx context.Context) (context.Context, *Signals) {
 	s := &Signals{}
 	ctx, cancel := context.WithCancelCause(ctx)

@@ -13,7 +13,7 @@ import (
 
 // compressedShare is the part of the host's memory whose pages may be kept
 // compressed, when nobody says how much: one in so many bytes. To be able to
-// costs some 5 bytes of memory for a page, which is why it is not all of it.
+// costs some 20 bytes of memory for each page, which is why it is not all of it.
 const compressedShare = 4
 
 // How long it is not tried again to have swap space where it could not be had,
@@ -36,16 +36,20 @@ type compression struct {
 	err       error // why there is none
 }
 
-// openCompression decides how much may be compressed. While everything goes down
-// nothing is.
-func (d *daemon) openCompression() error {
+// openCompression decides how much may be compressed, and holds on to what an
+// earlier daemon's guests have there. While everything goes down nothing is.
+func (d *daemon) openCompression() (err error) {
 	d.compression.log = d.log
 	if d.down {
 		return nil
 	}
-	size, err := orShare(d.opt.Compressed, compressedShare)
-	d.compression.size = size
-	return err
+	if d.compression.size, err = orShare(d.opt.Compressed, compressedShare); err != nil || d.compression.size == 0 {
+		return err
+	}
+	if d.compression.swap, err = zram.Find(); err != nil {
+		d.log.Warn("the host's compressed memory cannot be looked at", "error", err)
+	}
+	return nil
 }
 
 // takes reports whether what is swapped out now is compressed.
@@ -87,6 +91,10 @@ func (c *compression) seen() doctor.Compression {
 	s := doctor.Compression{Wanted: c.size > 0}
 	if e, ok := errors.AsType[*errs.Error](c.err); ok {
 		s.Lack, s.Fix = e.Words(), e.Hint
+		return s
+	}
+	if c.err != nil {
+		s.Lack = c.err.Error()
 		return s
 	}
 	if u, err := c.swap.Usage(); err == nil {

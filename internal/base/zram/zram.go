@@ -53,26 +53,53 @@ func Open(size uint64) (*Swap, error) {
 		return nil, err
 	}
 	defer lock.Close()
-	all, err := areas()
-	if err != nil {
-		return nil, err
-	}
-	for _, a := range all {
-		if !a.compressed() {
-			continue
-		}
-		if !a.labelled(label) {
-			return &Swap{device: a.device}, nil
-		}
-		hold, err := held(a.device, unix.LOCK_SH)
-		return &Swap{a.device, hold}, err
+	if s, err := find(); s != nil || err != nil {
+		return s, err
 	}
 	device, err := create(label, size)
 	if err != nil {
 		return nil, unsupported("compressed swap space cannot be made: "+err.Error(), "", err)
 	}
-	hold, err := held(device, unix.LOCK_SH)
-	return &Swap{device, hold}, err
+	return hold(device)
+}
+
+// Find returns the host's compressed swap space if there is some, or nil. Close
+// must be called.
+func Find() (*Swap, error) {
+	if _, err := os.Stat(control); err != nil {
+		return nil, nil
+	}
+	lock, err := lockAll()
+	if err != nil {
+		return nil, err
+	}
+	defer lock.Close()
+	return find()
+}
+
+func find() (*Swap, error) {
+	all, err := areas()
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range all {
+		switch {
+		case !a.compressed():
+		case a.labelled(label):
+			return hold(a.device)
+		default:
+			return &Swap{device: a.device}, nil
+		}
+	}
+	return nil, nil
+}
+
+func hold(device string) (*Swap, error) {
+	f, err := held(device, unix.LOCK_SH)
+	if err != nil {
+		return nil, err
+	}
+	return &Swap{device, f}, nil
 }
 
 func unsupported(msg, hint string, err error) error {
