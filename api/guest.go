@@ -244,7 +244,7 @@ type ExecRequest struct {
 	TTY     bool     `json:"tty,omitempty"`
 	Rows    uint16   `json:"rows,omitempty"`
 	Cols    uint16   `json:"cols,omitempty"`
-	NoInput bool     `json:"no_input,omitempty" doc:"the program's input is empty from the start, and no frame of it is sent; not with a terminal"`
+	NoInput bool     `json:"no_input,omitempty" doc:"the program's input is empty from the start, and what is sent of it goes nowhere; not with a terminal"`
 	Wait    int      `json:"wait,omitempty" doc:"seconds to wait for a guest that boots; without, it is an error of kind busy"`
 }
 

@@ -19,7 +19,6 @@ const detachKey = 0x1d
 // attachment says what of our terminal a session gets.
 type attachment struct {
 	input  bool // our standard input
-	silent bool // it takes no input, not even its end
 	tty    bool // the session is a terminal: raw keys and window size
 	detach bool // ^] ends the session
 	sized  bool // the size was not told with the request
@@ -56,7 +55,7 @@ func attach(ctx context.Context, f *cli.Factory, s *client.Session, a attachment
 	if a.detach {
 		in = &detachable{in: in, detached: func() { cancel(errDetached) }}
 	}
-	if a.input || !a.detach && !a.silent {
+	if a.input || !a.detach {
 		// What the session no longer reads is nobody's error; how it ended is
 		// told by Output.
 		go s.CopyInput(ctx, in)

@@ -101,6 +101,7 @@ func (o *execOptions) run(ctx context.Context, guest string) error {
 			o.ask.Env = append([]string{"TERM=" + t}, o.ask.Env...)
 		}
 	}
+	// Its end is sent nevertheless: a lodged that is older waits for it.
 	o.ask.NoInput = !o.input && !o.ask.TTY
 	switch {
 	case o.wait.Value != nil:
@@ -114,7 +115,7 @@ func (o *execOptions) run(ctx context.Context, guest string) error {
 	}
 	defer s.Close()
 	s.Note = func(words string) { o.Streams.Notef("%s\r", cli.Clean(words)) }
-	code, err := attach(ctx, o.Factory, s, attachment{input: o.input, tty: o.ask.TTY, silent: o.ask.NoInput})
+	code, err := attach(ctx, o.Factory, s, attachment{input: o.input, tty: o.ask.TTY})
 	if e, ok := errors.AsType[*api.Error](err); ok && e.Field == "argv" {
 		return &cli.CommandError{Err: e}
 	}
