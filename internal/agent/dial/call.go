@@ -13,18 +13,6 @@ import (
 // answerTimeout is how long the agent may take for what is done at once.
 const answerTimeout = 30 * time.Second
 
-// silentTime is how long an agent is waited for that has long been silent: who
-// asks is to hear so, not to be kept.
-const silentTime = 5 * time.Second
-
-// patience is how long the agent is waited for that usually has so long.
-func (l *Link) patience(usual time.Duration) time.Duration {
-	if l.State().Silent {
-		return min(usual, silentTime)
-	}
-	return usual
-}
-
 // call is one request under way.
 type call struct {
 	*mux.Stream
@@ -98,7 +86,7 @@ func (c *call) end() {
 
 // connected waits for a session, as long as patience lasts.
 func (l *Link) connected(ctx context.Context) (s *mux.Session, err error) {
-	ctx, cancel := context.WithTimeout(ctx, l.patience(l.o.Patience))
+	ctx, cancel := context.WithTimeout(ctx, l.o.Patience)
 	defer cancel()
 	err = l.until(ctx, func() bool {
 		s = l.session
@@ -114,7 +102,7 @@ func (l *Link) connected(ctx context.Context) (s *mux.Session, err error) {
 // answer reads the result of a call; the agent has so long for it.
 func (c *call) answer(ctx context.Context, within time.Duration) (agent.Result, error) {
 	if within > 0 {
-		c.SetReadDeadline(time.Now().Add(c.l.patience(within)))
+		c.SetReadDeadline(time.Now().Add(within))
 		defer c.SetReadDeadline(time.Time{})
 	}
 	if ctx.Err() != nil { // the deadline above must not outlive it
