@@ -112,7 +112,7 @@ func flags(o *daemon.Options, talk io.Writer) *flag.FlagSet {
 		o.Standby = &n
 		return err
 	})
-	f.Func("compressed-memory", "memory of virtual machines that rest which may be kept compressed, in swap space that is made for it; 0: none (default: a quarter of the host's)", func(s string) error {
+	f.Func("compressed-memory", "memory of idle virtual machines that may be kept compressed, in swap space that is made for it; 0: none (default: a quarter of the host's)", func(s string) error {
 		n, err := units.ParseBytes(s)
 		o.Compressed = &n
 		return err

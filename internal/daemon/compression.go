@@ -73,7 +73,7 @@ func (c *compression) takes() bool {
 	_ = c.swap.Close() // it was taken away, or is full
 	before := c.err
 	if c.swap, c.err = zram.Open(c.size); c.err != nil && before == nil {
-		c.log.Warn("guests that rest keep their memory", "error", c.err)
+		c.log.Warn("idle guests keep their memory", "error", c.err)
 	}
 	return c.swap.Takes()
 }

@@ -27,7 +27,7 @@ type Options struct {
 	Limits     bool    // raise the host's limits that many guests need
 	Templates  *uint64 // bytes of memory for templates, from which guests start warm; nil: a share of the host's
 	Standby    *uint64 // bytes of memory for guests that stand ready before anybody asks for them; nil: a share of the host's
-	Compressed *uint64 // bytes of guests' memory that may be kept compressed while they rest; nil: a share of the host's
+	Compressed *uint64 // bytes of guests' memory that may be kept compressed while they are idle; nil: a share of the host's
 	Log        *slog.Logger
 
 	Engines engine.Set // beside Lodge's own, after them

@@ -142,7 +142,7 @@ func TestJudgeHost(t *testing.T) {
 		"memory unknown":  {judgeMemory(memory{}), Warning},
 		"compression off": {judgeCompression(Compression{}), OK},
 		"compression new": {judgeCompression(Compression{Wanted: true}), OK},
-		"compression":     {judgeCompression(Compression{Wanted: true, Usage: zram.Usage{Device: "/dev/zram1", Size: 6 << 30, Pages: 3 << 20, Takes: 1 << 20}}), OK},
+		"compression":     {judgeCompression(Compression{Wanted: true, Usage: zram.Usage{Device: "/dev/zram1", Size: 6 << 30, Pages: 3 << 20, Memory: 1 << 20}}), OK},
 		"no compression":  {judgeCompression(Compression{Wanted: true, Lack: "the kernel cannot", Fix: "modprobe zram"}), Warning},
 		"clock":           {judgeClock(now, unix.TIME_OK, 0, nil), OK},
 		"clock drifts":    {judgeClock(now, unix.TIME_ERROR, unix.STA_UNSYNC, nil), Warning},

@@ -31,7 +31,7 @@ type Overhead struct {
 	// processors, of which each is a thread that cannot take more than one; a
 	// guest with a share of a processor is held to that with its monitor.
 	CPUs float64
-	// Swap says that all of it may be swapped out while the guest rests. What
+	// Swap says that all of it may be swapped out while the guest is idle. What
 	// the guest itself may have of swap space is its own matter.
 	Swap bool
 }

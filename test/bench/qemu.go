@@ -269,11 +269,11 @@ func (b *bench) clones(ctx context.Context, s *server) error {
 	return b.copiesMemory(ctx, s, "copies of a template", n, "launch", "debian/12", "w", "--model", "vm", "--memory", "256MiB", "--cpus", "1", "--count", fmt.Sprint(n))
 }
 
-// restTime is how long an idle guest is left until its memory was paged out.
-const restTime = 75 * time.Second
+// idleAfter is how long an idle guest is left until its memory was paged out.
+const idleAfter = 75 * time.Second
 
 // copiesMemory measures what memory idle copies take that one command makes,
-// whose third word is what they are called, before and after they rest, and
+// whose third word is what they are called, early and when they are idle, and
 // removes them.
 func (b *bench) copiesMemory(ctx context.Context, s *server, what string, n int, make ...string) error {
 	names := copyNames(make[2], n)
@@ -293,7 +293,7 @@ func (b *bench) copiesMemory(ctx context.Context, s *server, what string, n int,
 	if err != nil {
 		return err
 	}
-	time.Sleep(restTime)
+	time.Sleep(idleAfter)
 	late, err := s.memoryOf(ctx, names)
 	if err != nil {
 		return err
@@ -320,7 +320,7 @@ type taken struct{ here, compressed float64 }
 
 // memoryOf is what guests take, each of them on average.
 func (s *server) memoryOf(ctx context.Context, names []string) (m taken, err error) {
-	swap, err := zram.Open(1 << 30) // what lodged has made, unless no guest has rested
+	swap, err := zram.Find()
 	if err != nil {
 		return m, err
 	}
@@ -337,7 +337,7 @@ func (s *server) memoryOf(ctx context.Context, names []string) (m taken, err err
 		here, swapped := proportional(g.Pid)
 		m.here += here / float64(len(names))
 		if u.Pages > 0 {
-			m.compressed += swapped * float64(u.Takes) / float64(u.Pages) / float64(len(names))
+			m.compressed += swapped * float64(u.Memory) / float64(u.Pages) / float64(len(names))
 		}
 	}
 	return m, nil

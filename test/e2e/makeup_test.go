@@ -74,7 +74,7 @@ func TestMakeUp(t *testing.T) {
 		}
 	}
 	cloudInit(t, dir, lodge)
-	rests(t, lodge)
+	idle(t, lodge)
 	if again := runIn(t, env, nil, root+"/scripts/up.sh"); again.code != 0 {
 		t.Errorf("a second make up: %d\n%s%s", again.code, again.out, again.err)
 	}
@@ -92,9 +92,9 @@ func TestMakeUp(t *testing.T) {
 	}
 }
 
-// rests checks that what a translated virtual machine does not use while it rests
-// is compressed, and that it answers nevertheless. Others are left as they are.
-func rests(t *testing.T, lodge func(args ...string) result) {
+// idle checks that what an idle translated virtual machine does not use is
+// compressed, and that it answers nevertheless. Others are left as they are.
+func idle(t *testing.T, lodge func(args ...string) result) {
 	t.Helper()
 	if r := lodge("ls"); !strings.Contains(r.out, "vm (tcg)") {
 		if !strings.Contains(r.out, "vm (kvm)") {
@@ -106,7 +106,7 @@ func rests(t *testing.T, lodge func(args ...string) result) {
 	doctor := ""
 	for end := time.Now().Add(patience); !strings.Contains(doctor, "of what guests do not use in"); time.Sleep(time.Second) {
 		if time.Now().After(end) {
-			t.Errorf("no guest rests; the doctor says\n%s", doctor)
+			t.Errorf("no guest is idle; the doctor says\n%s", doctor)
 			return
 		}
 		doctor = lodge("doctor").out

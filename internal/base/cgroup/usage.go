@@ -22,6 +22,9 @@ type Usage struct {
 	OOMKills   uint64  // counter: processes that the memory limit ended
 }
 
+// Own is the memory that is not the host's cache of files, in bytes.
+func (u Usage) Own() uint64 { return u.Memory - min(u.Memory, u.Cache) }
+
 // Usage reads what the group called name uses. Figures whose controller this
 // host lacks are zero.
 func (t *Tree) Usage(name string) (Usage, error) {

@@ -1,5 +1,5 @@
 // Package zram gives the host swap space that is compressed memory: pages that
-// nobody uses for a while take a third of their room, and come back in
+// nobody uses for a while take a third to a half of their room, and come back in
 // microseconds.
 //
 // A host has one swap space for all its processes, so all daemons of a host
@@ -95,7 +95,7 @@ func find() (*Swap, error) {
 }
 
 func hold(device string) (*Swap, error) {
-	f, err := held(device, unix.LOCK_SH)
+	f, err := locked(device, unix.LOCK_SH)
 	if err != nil {
 		return nil, err
 	}
@@ -124,8 +124,8 @@ func lockAll() (*os.File, error) {
 	return f, nil
 }
 
-// held opens a device with a lock that says how it is used.
-func held(device string, how int) (*os.File, error) {
+// locked opens a device with a lock that says how it is used.
+func locked(device string, how int) (*os.File, error) {
 	f, err := os.Open(device)
 	if err != nil {
 		return nil, err
@@ -202,7 +202,7 @@ type Usage struct {
 	Device string
 	Size   uint64 // of pages that it can hold
 	Pages  uint64 // that it holds
-	Takes  uint64 // of memory, with what the allocator wastes
+	Memory uint64 // that they take, with what the allocator wastes
 }
 
 // Usage tells what the space holds. It is zero for none.
@@ -222,7 +222,7 @@ func (s *Swap) Usage() (Usage, error) {
 	if err != nil {
 		return u, err
 	}
-	u.Pages, u.Takes, err = parseStat(string(stat))
+	u.Pages, u.Memory, err = parseStat(string(stat))
 	return u, err
 }
 
@@ -264,7 +264,7 @@ func removeLabelled(label string) error {
 		if !a.compressed() || !a.labelled(label) {
 			continue
 		}
-		hold, err := held(a.device, unix.LOCK_EX)
+		hold, err := locked(a.device, unix.LOCK_EX)
 		if errors.Is(err, unix.EWOULDBLOCK) {
 			return nil
 		}

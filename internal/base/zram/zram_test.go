@@ -57,7 +57,7 @@ func TestLife(t *testing.T) {
 	if !there() {
 		t.Errorf("%s is not among the host's swap space", device)
 	}
-	hold, err := held(device, unix.LOCK_SH)
+	hold, err := locked(device, unix.LOCK_SH)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -11,58 +11,58 @@ import (
 )
 
 // What a translated machine holds is mostly translations of code that it ran
-// once, while it booted, and QEMU gives none of them back. While the guest rests
+// once, while it booted, and QEMU gives none of them back. While the guest is idle
 // all its memory goes to compressed swap space, and what is still needed comes
 // back by itself, some megabytes.
 const (
-	restTick = 10 * time.Second
-	// restTicks is after how many of them with little to do a guest rests.
-	restTicks = 3
-	// restLoad is how much of a processor is little. A Debian that does nothing
-	// takes 0.02 to 0.04.
-	restLoad = 0.1
-	// grownBy is by how much a guest must have grown since it rested last to be
-	// worth the time again: a second of a processor for some 200 MiB.
+	idleTick = 10 * time.Second
+	// idleTicks is after how many of them with little to do a guest is idle.
+	idleTicks = 3
+	// idleLoad is how much of a processor is little. A Debian that does nothing
+	// takes 0.003 to 0.007.
+	idleLoad = 0.1
+	// grownBy is by how much a guest must have grown since it was paged out last
+	// to be worth the time again: a second of a processor for some 200 MiB.
 	grownBy = 16 << 20
 )
 
-// rest decides when a guest rests.
-type rest struct {
+// idleness decides when an idle guest is paged out.
+type idleness struct {
 	quiet int     // ticks
 	cpu   float64 // seconds, at the last tick
-	least uint64  // memory that it had after it rested last; 0: it never has
+	least uint64  // memory that it had after it was paged out last; 0: it never was
 }
 
 // tick takes what a guest has used of processors since it started, in seconds,
 // and what it has of memory now. It reports whether its memory is to be paged
-// out, after which rested is to be called.
-func (r *rest) tick(cpu float64, memory uint64) bool {
+// out, after which pagedOut is to be called.
+func (r *idleness) tick(cpu float64, memory uint64) bool {
 	took := cpu - r.cpu
 	r.cpu = cpu
-	if took > restLoad*restTick.Seconds() {
+	if took > idleLoad*idleTick.Seconds() {
 		r.quiet = 0
 		return false
 	}
 	r.quiet++
-	return r.quiet >= restTicks && (r.least == 0 || memory >= r.least+grownBy)
+	return r.quiet >= idleTicks && (r.least == 0 || memory >= r.least+grownBy)
 }
 
-// rested notes what memory is left.
-func (r *rest) rested(memory uint64) { r.least, r.quiet = memory, 0 }
+// pagedOut notes what memory is left.
+func (r *idleness) pagedOut(memory uint64) { r.least, r.quiet = memory, 0 }
 
-// pageOut pages a translated guest's memory out whenever it rests, until it
+// pageOut pages a translated guest's memory out whenever it is idle, until it
 // ends. group is its control group.
 func (l *link) pageOut(group string) {
-	l.sleep(restTick) // it may not be QEMU yet, which says what machine it is
+	l.sleep(idleTick) // it may not be QEMU yet, which says what machine it is
 	if w, err := l.asStarted(); err != nil || w.Accel != "tcg" {
 		return
 	}
-	for r := (rest{}); l.life.Err() == nil; l.sleep(restTick) {
-		cpu, memory, err := l.e.takes(group)
+	for r := (idleness{}); l.life.Err() == nil; l.sleep(idleTick) {
+		cpu, memory, err := l.e.uses(group)
 		if err != nil {
 			continue
 		}
-		if !l.stays() {
+		if !l.settled() {
 			r.quiet = 0
 			continue
 		}
@@ -70,27 +70,27 @@ func (l *link) pageOut(group string) {
 			continue
 		}
 		if err := pageOut(l.life, l.held.Pidfd(), l.key.pid); err != nil && l.life.Err() == nil {
-			l.e.o.Log.Debug("a guest that rests keeps its memory", "guest", l.id, "err", err)
+			l.e.o.Log.Debug("an idle guest keeps its memory", "guest", l.id, "err", err)
 		}
-		if _, memory, err = l.e.takes(group); err == nil {
-			r.rested(memory)
+		if _, memory, err = l.e.uses(group); err == nil {
+			r.pagedOut(memory)
 		}
 	}
 }
 
-// stays reports whether the guest runs and is not on the move. One that stands
+// settled reports whether the guest runs and is not on the move. One that stands
 // ready, paused, is to answer at once.
-func (l *link) stays() bool {
+func (l *link) settled() bool {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.status == "running" && l.move == nil
 }
 
-// takes tells the processors' time that a group has used, and the memory that it
+// uses tells the processors' time that a group has used, and the memory that it
 // has now without the host's cache.
-func (e *Engine) takes(group string) (cpu float64, memory uint64, err error) {
+func (e *Engine) uses(group string) (cpu float64, memory uint64, err error) {
 	u, err := e.o.Tree.Usage(group)
-	return u.CPUSeconds, u.Memory - min(u.Memory, u.Cache), err
+	return u.CPUSeconds, u.Own(), err
 }
 
 // pageOut pages out all that is QEMU's alone.

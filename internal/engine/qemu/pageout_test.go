@@ -11,13 +11,13 @@ import (
 	"lodge/internal/model/guest"
 )
 
-func TestWhenItRests(t *testing.T) {
+func TestWhenItIsIdle(t *testing.T) {
 	const mib = 1 << 20
-	var r rest
+	var r idleness
 	for i, step := range []struct {
 		cpu    float64
 		memory uint64
-		rests  bool
+		out    bool
 		then   uint64 // what it has once it was paged out
 	}{
 		{cpu: 20, memory: 600 * mib}, // it booted
@@ -26,21 +26,21 @@ func TestWhenItRests(t *testing.T) {
 		{cpu: 22, memory: 600 * mib}, // it did something
 		{cpu: 22.3, memory: 600 * mib},
 		{cpu: 22.6, memory: 600 * mib},
-		{cpu: 22.9, memory: 600 * mib, rests: true, then: 40 * mib},
+		{cpu: 22.9, memory: 600 * mib, out: true, then: 40 * mib},
 		{cpu: 23.1, memory: 45 * mib},
 		{cpu: 23.3, memory: 50 * mib},
 		{cpu: 23.5, memory: 55 * mib}, // it is not worth it
 		{cpu: 25, memory: 80 * mib},
 		{cpu: 25.1, memory: 80 * mib},
 		{cpu: 25.2, memory: 80 * mib},
-		{cpu: 25.3, memory: 80 * mib, rests: true, then: 45 * mib},
+		{cpu: 25.3, memory: 80 * mib, out: true, then: 45 * mib},
 		{cpu: 25.4, memory: 45 * mib},
 	} {
-		if is := r.tick(step.cpu, step.memory); is != step.rests {
-			t.Errorf("step %d: rests is %v", i, is)
+		if is := r.tick(step.cpu, step.memory); is != step.out {
+			t.Errorf("step %d: it is paged out: %v", i, is)
 		}
-		if step.rests {
-			r.rested(step.then)
+		if step.out {
+			r.pagedOut(step.then)
 		}
 	}
 }
@@ -67,7 +67,7 @@ func TestMappings(t *testing.T) {
 	}
 }
 
-// TestPagedOut: what a guest that rests does not use is compressed by the host's
+// TestPagedOut: what an idle guest does not use is compressed by the host's
 // kernel, those that came up from one memory leave that alone, and it answers.
 func TestPagedOut(t *testing.T) {
 	swap, err := zram.Open(512 << 20)

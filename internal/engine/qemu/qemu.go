@@ -36,7 +36,7 @@ type Options struct {
 	// speed, and how that was found out. Nil: it is not used.
 	KVM func(ctx context.Context) (usable bool, why string)
 	// Compresses says whether memory that is swapped out now is compressed, not
-	// written to a disk. Nil: guests that rest keep theirs.
+	// written to a disk. Nil: idle guests keep theirs.
 	Compresses func() bool
 	Changed    func(guestID string) // called when something of a guest changed; may be nil
 	Log        *slog.Logger         // may be nil

@@ -65,7 +65,7 @@ func (e *Engine) slim(l *line, group string, held keeper.Held) {
 // charged is the memory of the guest that is not the host's cache.
 func (e *Engine) charged(group string) (uint64, error) {
 	u, err := e.o.Tree.Usage(group)
-	return u.Memory - min(u.Memory, u.Cache), err
+	return u.Own(), err
 }
 
 func (e *Engine) squeezeResting(ctx context.Context, l *line, group string, held keeper.Held) {
