@@ -2,6 +2,7 @@ package launch
 
 import (
 	"encoding/binary"
+	"os"
 
 	"golang.org/x/sys/unix"
 
@@ -83,6 +84,16 @@ type Memory struct {
 	Parts []Part
 	Size  uint64 // at least; 0: that of the parts
 	Seal  int    // F_SEAL_ flags of what nobody may do to it any more
+	// Huge asks for pages of 2 MiB where the program advises it (MADV_HUGEPAGE),
+	// whatever the host's setting for memory files is. HugeFiles says where that
+	// can be asked for. Such a file cannot be sealed.
+	Huge bool
+}
+
+// HugeFiles reports whether this kernel has large pages for files in memory.
+func HugeFiles() bool {
+	_, err := os.Stat("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
+	return err == nil
 }
 
 // Part is a file of the host, or bytes.
@@ -98,7 +109,7 @@ const copyMost = 1 << 30
 
 func (m Memory) open(s Script, fds []plan.Reg) {
 	what := "memory for " + m.Name
-	fd := s.Sys(what, unix.SYS_MEMFD_CREATE, s.Text(m.Name), plan.Imm(unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL))
+	fd := m.create(s, what)
 	if m.Size > 0 {
 		s.Do(what, unix.SYS_FTRUNCATE, fd, plan.Imm(int64(m.Size)))
 	}
@@ -117,6 +128,21 @@ func (m Memory) open(s Script, fds []plan.Reg) {
 		s.Do("seal "+m.Name, unix.SYS_FCNTL, fd, plan.Imm(unix.F_ADD_SEALS), plan.Imm(m.Seal))
 	}
 	s.Set(fds[0], fd)
+}
+
+// create makes the empty file: of memfd_create(2), or the only one of a memory file
+// system of its own, which is mounted nowhere and ends with it. Its size is no
+// matter of that file system's, and its program opens it anew as somebody who is
+// not root.
+func (m Memory) create(s Script, what string) plan.Reg {
+	if !m.Huge {
+		return s.Sys(what, unix.SYS_MEMFD_CREATE, s.Text(m.Name), plan.Imm(unix.MFD_CLOEXEC|unix.MFD_NOEXEC_SEAL))
+	}
+	const kind = "tmpfs"
+	mount := s.Create(kind, s.Filesystem(kind, Opt("huge", "advise"), Opt("size", "0")), unix.MOUNT_ATTR_NOSUID|unix.MOUNT_ATTR_NODEV|unix.MOUNT_ATTR_NOEXEC)
+	fd := s.Sys(what, unix.SYS_OPENAT, mount, s.Text(m.Name), plan.Imm(unix.O_RDWR|unix.O_CREAT|unix.O_EXCL|unix.O_CLOEXEC), plan.Imm(0o666))
+	s.Close(mount)
+	return fd
 }
 
 // piece is how much of a file with holes is copied at a time.

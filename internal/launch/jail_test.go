@@ -9,6 +9,7 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"regexp"
 	"runtime"
 	"strings"
 	"syscall"
@@ -38,9 +39,10 @@ func TestGolden(t *testing.T) {
 		CPUs: []int{1, 8}, Argv: []string{"/bin/monitor", "-x"}, Env: []string{"A=1"}, Tmp: 1 << 20, Proc: true, Devices: []string{"null", "kvm"},
 		Binds: []Bind{{Host: "/usr/bin/monitor", Inside: "/bin/monitor"}, {Host: "/pool/disk", Inside: "/disks/a", Writable: true}},
 		Files: []File{Open{"/pool/base", unix.O_RDONLY}, Pair{}, Memory{Name: "initrd", Parts: []Part{{Bytes: []byte("070701")}, {Path: "/initrd"}}, Size: 4096, Seal: unix.F_SEAL_WRITE},
+			Memory{Name: "ram", Size: 1 << 30, Huge: true},
 			Tap{Device: "lg1n0", Master: "lodge0", MTU: 1400, Header: true, Offload: 1}},
 		Limits: Limits{Descriptors: 4096, Locked: 1 << 20}, Filter: make([]byte, 8), Console: true}
-	for i, want := range []int{3, 4, 6, 7} {
+	for i, want := range []int{3, 4, 6, 7, 8} {
 		if is := j.Descriptor(i); is != want {
 			t.Errorf("file %d is descriptor %d, not %d", i, is, want)
 		}
@@ -274,13 +276,19 @@ func TestFiles(t *testing.T) {
 	j := Jail{Files: []File{
 		Open{secret, unix.O_RDONLY}, Pair{},
 		Memory{Name: "parts", Parts: []Part{{Bytes: []byte("head")}, {Path: part}, {Bytes: []byte("tail")}}, Seal: unix.F_SEAL_WRITE | unix.F_SEAL_GROW | unix.F_SEAL_SHRINK},
-		Memory{Name: "room", Size: 1 << 20}}}
+		Memory{Name: "room", Size: 1 << 20}, Memory{Name: "hall", Size: 4 << 20, Huge: HugeFiles()}}}
 	held := r.run(`cat <&3; wc -c </proc/self/fd/6; head -c 4 </proc/self/fd/6; echo; wc -c </proc/self/fd/7
-echo no >>/proc/self/fd/6; echo left >/proc/self/fd/7
+echo no >>/proc/self/fd/6; echo left >/proc/self/fd/7; wc -c </proc/self/fd/8
 echo hello >&4; read x <&4; echo host says $x; read x <&4; echo then $x; echo END`, func(q *Jail) { q.Files, q.Proc = j.Files, true })
 	room, err := Take(held, j.Descriptor(3))
 	must(t, err)
 	defer room.Close()
+	if HugeFiles() {
+		hall, err := Take(held, j.Descriptor(4))
+		must(t, err)
+		defer hall.Close()
+		hasHugePages(t, hall)
+	}
 	for _, text := range []string{"one\n", "two\n"} { // whoever comes later finds the same channel
 		line, err := Take(held, j.Descriptor(1)+1)
 		must(t, err)
@@ -295,7 +303,7 @@ echo hello >&4; read x <&4; echo host says $x; read x <&4; echo then $x; echo EN
 		must(t, line.Close())
 	}
 	out := r.said("END\n")
-	for _, want := range []string{"for you\n100008\nhead\n1048576\n", "host says one\nthen two\n", "Operation not permitted"} {
+	for _, want := range []string{"for you\n100008\nhead\n1048576\n", "\n4194304\n", "host says one\nthen two\n", "Operation not permitted"} {
 		if !strings.Contains(out, want) {
 			t.Errorf("no %q in\n%s", want, out)
 		}
@@ -303,6 +311,25 @@ echo hello >&4; read x <&4; echo host says $x; read x <&4; echo then $x; echo EN
 	b := make([]byte, 5)
 	if _, err := room.ReadAt(b, 0); err != nil || string(b) != "left\n" {
 		t.Errorf("the room holds %q, %v", b, err)
+	}
+}
+
+// hasHugePages asks for large pages in a file of 4 MiB, which holds one however
+// it is mapped.
+func hasHugePages(t *testing.T, f *os.File) {
+	t.Helper()
+	b, err := unix.Mmap(int(f.Fd()), 0, 4<<20, unix.PROT_READ|unix.PROT_WRITE, unix.MAP_SHARED)
+	must(t, err)
+	defer unix.Munmap(b)
+	must(t, unix.Madvise(b, unix.MADV_HUGEPAGE))
+	for i := 0; i < len(b); i += os.Getpagesize() {
+		b[i] = 1
+	}
+	text, err := os.ReadFile("/proc/self/smaps")
+	must(t, err)
+	_, entry, _ := strings.Cut(string(text), " /hall\n")
+	if m := regexp.MustCompile(`ShmemPmdMapped: +(\d+) kB`).FindStringSubmatch(entry); m == nil || m[1] == "0" {
+		t.Errorf("it has no large pages: %.700s", entry)
 	}
 }
 
