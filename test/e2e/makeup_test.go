@@ -74,6 +74,7 @@ func TestMakeUp(t *testing.T) {
 		}
 	}
 	cloudInit(t, dir, lodge)
+	onDemand(t, lodge)
 	idle(t, lodge)
 	if again := runIn(t, env, nil, root+"/scripts/up.sh"); again.code != 0 {
 		t.Errorf("a second make up: %d\n%s%s", again.code, again.out, again.err)
@@ -89,6 +90,16 @@ func TestMakeUp(t *testing.T) {
 	var all []api.Guest
 	if err := json.Unmarshal([]byte(lodge("ls", "-o", "json").out), &all); err != nil || len(all) != 3 {
 		t.Errorf("after make up, down, up: %d guests, %v", len(all), err)
+	}
+}
+
+// onDemand checks that a virtual machine's kernel has what its init was kept from
+// loading at boot as soon as a program uses it, and knows all of it.
+func onDemand(t *testing.T, lodge func(args ...string) result) {
+	t.Helper()
+	const use = "losetup -f && : </dev/fuse && : </dev/mapper/control && cut -d' ' -f1 /proc/modules | grep -Ex 'loop|fuse|dm_mod' | sort | xargs && cat /proc/sys/kernel/tainted"
+	if r := lodge("exec", "dev1", "--", "sh", "-c", use); r.out != "/dev/loop0\ndm_mod fuse loop\n0\n" {
+		t.Errorf("a virtual machine does not load on demand what it uses: %q%s", r.out, r.err)
 	}
 }
 

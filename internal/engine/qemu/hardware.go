@@ -100,7 +100,10 @@ const (
 const (
 	defaultMemory = 512 << 20
 	memoryModules = 8
-	sparePorts    = 8
+	// sparePorts are for devices that come while the guest runs. A guest's kernel
+	// and udev look at each port, which takes a translated one a tenth of a second.
+	sparePorts           = 8
+	translatedSparePorts = 4
 	// hotMemory is the least memory of an unmodified guest that can be given
 	// more while it runs: Linux reserves 64 MiB when it sees that it can.
 	hotMemory = 1 << 30
@@ -248,10 +251,15 @@ func (w *hardware) furnish(parts engine.Parts, seed bool) {
 	for _, n := range parts.NICs {
 		w.Cards = append(w.Cards, card{Name: n.Name, MAC: n.MAC, MTU: n.MTU, Port: w.pluggable(true)})
 	}
-	if w.Kind == "q35" {
-		for range sparePorts {
-			w.newPort()
-		}
+	spare := sparePorts
+	switch {
+	case w.Kind != "q35":
+		spare = 0
+	case w.Accel == "tcg":
+		spare = translatedSparePorts
+	}
+	for range spare {
+		w.newPort()
 	}
 }
 

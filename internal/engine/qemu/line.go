@@ -132,6 +132,9 @@ func (w hardware) board(l *line, p places) {
 // 50 MB.
 const codeCache = 384 << 20
 
+// largePage is the size of a large page of x86-64.
+const largePage = 2 << 20
+
 func (w hardware) processorsAndMemory(l *line, p places) {
 	l.add("-cpu", w.CPUModel) // its commas are the list's own
 	l.add("-smp", fmt.Sprintf("cpus=%d,maxcpus=%d,sockets=%d,cores=1,threads=1", w.CPUs, w.MaxCPUs, w.MaxCPUs))
@@ -141,7 +144,11 @@ func (w hardware) processorsAndMemory(l *line, p places) {
 		memory = list("", "size", size+"B", "slots", strconv.Itoa(w.Modules), "maxmem", strconv.FormatUint(w.MaxMem, 10)+"B")
 	}
 	l.add("-m", memory)
-	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", w.memoryPath(p), "share", onOff(!w.Private)))
+	align := ""
+	if !w.Private {
+		align = strconv.Itoa(largePage) // else no large page would fit in
+	}
+	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", w.memoryPath(p), "align", align, "share", onOff(!w.Private)))
 	socket := 0
 	for _, m := range w.Plugged {
 		if m.Size == 0 {
@@ -179,35 +186,6 @@ func (w hardware) identity(l *line, p places) {
 		l.add("-kernel", p.kernel, "-initrd", descriptor(p, fdInitrd), "-append", w.kernelLine())
 	}
 }
-
-// kernelLine is what a kernel is told: where to speak, to end at once when it
-// panics, to use plugged memory, and to keep no 64 MiB aside for devices that
-// cannot address what is plugged, for there are none.
-//
-// Where its instructions are translated it is also told that all processors
-// count the same ticks, which they take from one counter of the host: else,
-// with room for a second processor, it asks an imitated chip for the time, which
-// is a thousand times slower. And to leave out what keeps a processor from
-// guessing wrongly: the one that guesses runs other instructions than these. And
-// that four levels of page tables will do: each is a look more wherever memory is
-// first touched after a switch of programs.
-// And not to load by itself what only serves true processors, see unasked.
-// Each letter on the console is a call of the monitor there, so the kernel only
-// says there what is wrong; all it says is in its own log.
-func (w hardware) kernelLine() string {
-	line := "console=tty0 console=ttyS0 panic=-1 memhp_default_state=online swiotlb=noforce"
-	if w.Accel == "tcg" {
-		line += " tsc=reliable mitigations=off no5lvl quiet modprobe.blacklist=" + unasked + tscWords(w.TSC)
-	}
-	return line
-}
-
-// unasked are modules that udev loads because the processor says what it can: for
-// guests of its own, for its clock rate, and for check sums and ciphers that the
-// kernel can do without. Translated they win nothing, and to load them is a tenth
-// of a boot. Who names them to modprobe has them.
-const unasked = "kvm_amd,powernow_k8,acpi_cpufreq,aesni_intel,ghash_clmulni_intel,polyval_clmulni," +
-	"crct10dif_pclmul,crc32_pclmul,crc32c_intel,sha1_ssse3,sha256_ssse3,sha512_ssse3"
 
 // ends says what becomes of the guest's own ends. A guest that was handed its
 // kernel ends when it reboots, because the next boot may be of another one. When

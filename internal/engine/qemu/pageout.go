@@ -121,14 +121,18 @@ func pageOut(ctx context.Context, pidfd, pid int) error {
 // writable says that a mapping is of memory that only this process has: of no
 // file, of the guest's own file in memory, or of a file whose changes are its own.
 func (a mapping) writable() bool {
-	return strings.HasPrefix(a.rights, "rw") && (strings.HasSuffix(a.rights, "p") || strings.HasPrefix(a.name, memoryFile))
+	return strings.HasPrefix(a.rights, "rw") && (strings.HasSuffix(a.rights, "p") || a.inMemory())
 }
 
-// memoryFile is how the kernel names a file of memfd_create(2).
-const memoryFile = "/memfd:"
+// inMemory says that a mapping is of a file in memory. The kernel names one of
+// memfd_create(2) after that, and the guest's own after its name in a file system
+// that is mounted nowhere.
+func (a mapping) inMemory() bool {
+	return strings.HasPrefix(a.name, "/memfd:") || a.name == "/"+ramName
+}
 
 // shares reports whether pages of a mapping may be those of a file on a disk,
 // which other guests use, or the next one will.
 func (a mapping) shares() bool {
-	return strings.HasPrefix(a.name, "/") && !strings.HasPrefix(a.name, memoryFile)
+	return strings.HasPrefix(a.name, "/") && !a.inMemory()
 }

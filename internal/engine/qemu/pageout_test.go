@@ -8,6 +8,7 @@ import (
 
 	"lodge/internal/base/zram"
 	"lodge/internal/engine/enginetest"
+	"lodge/internal/launch"
 	"lodge/internal/model/guest"
 )
 
@@ -51,6 +52,7 @@ func TestMappings(t *testing.T) {
 		writable, shares bool
 	}{
 		{"7f24fbfff000-7f250bfff000 rw-s 00000000 00:01 45986                      /memfd:ram (deleted)", true, false},
+		{"7f24fbfff000-7f250bfff000 rw-s 00000000 00:3c 2                          /ram", true, false},
 		{"7f24fbfff000-7f250bfff000 rw-p 00000000 00:2b 290                        /pool/a b/ram", true, true},
 		{"7f0000000000-7f0018000000 rwxp 00000000 00:00 0 ", true, false},
 		{"559150bc1000-559150bc2000 rw-p 00001000 fe:00 1234                       /usr/bin/qemu-system-x86_64", true, true},
@@ -86,6 +88,9 @@ func TestPagedOut(t *testing.T) {
 	first := r.start(t, k, g, p)
 	first.ready()
 	first.shell("echo what it knows >/run/known; sync")
+	if launch.HugeFiles() && !strings.Contains(largePages(t, first.held.State().Pid), "/"+ramName) {
+		t.Error("its memory has no large pages")
+	}
 	pagedOut(t, first)
 	if err := first.m.Pause(t.Context()); err != nil {
 		t.Fatal(err)
@@ -121,6 +126,26 @@ func pagedOut(t *testing.T, x *kept) {
 	if known := x.shell("cat /run/known"); known != "what it knows" {
 		t.Errorf("it now knows %q", known)
 	}
+}
+
+// largePages lists the mappings of a process that have some, by name.
+func largePages(t *testing.T, pid int) (names string) {
+	t.Helper()
+	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
+	if err != nil {
+		t.Fatal(err)
+	}
+	name := ""
+	for line := range strings.Lines(string(text)) {
+		f := strings.Fields(line)
+		switch {
+		case strings.Contains(f[0], "-"): // addresses
+			name = f[len(f)-1]
+		case f[0] == "ShmemPmdMapped:" && f[1] != "0":
+			names += name + "\n"
+		}
+	}
+	return names
 }
 
 // memoryOf is the KiB of a process that are its own, and those swapped out.
