@@ -126,7 +126,7 @@ func (p packages) unpack(ctx context.Context, names ...string) (tree string, err
 // when a device comes while it runs and nothing in the guest would load one.
 var (
 	machineMust = []string{"virtio_pci", "virtio_blk", "virtio_net", "virtio_console", "erofs", "overlay", "ext4"}
-	machineMay  = []string{"virtio_mmio", "virtio_rng", "virtio_balloon", "virtio_mem", "isofs", "pvpanic_pci", "ipv6"}
+	machineMay  = []string{"virtio_rng", "virtio_balloon", "isofs", "pvpanic_pci", "ipv6"}
 )
 
 // machine takes out the kernel that Debian makes for rented machines: small,
