@@ -51,11 +51,23 @@ func mkfs(ctx context.Context, path string, size, files uint64) error {
 		journal = 4
 	}
 	// The file reads as zeros where nothing was written: without being told, a
-	// guest's kernel would write them for a minute of its first boot.
+	// guest's kernel would write them for a minute of its first boot. Tables for
+	// growth to thousands of times the size would be 4 MiB of every new guest.
 	return tool(ctx, nil, "mkfs.ext4", "-q", "-F", "-L", label, "-b", "4096", "-m", "0", "-I", "256", "-J", "size="+strconv.Itoa(journal),
 		"-N", strconv.FormatUint(max(size/bytesPerInode, files+files/8+1024), 10),
 		"-O", "ea_inode,^orphan_file,^metadata_csum_seed",
-		"-E", "assume_storage_prezeroed=1,nodiscard,root_owner=0:0", "-d", skeleton, path)
+		"-E", "assume_storage_prezeroed=1,nodiscard,root_owner=0:0"+growth(size), "-d", skeleton, path)
+}
+
+// growth reserves tables for a file system of size bytes that grows to 1 TiB, or
+// eightfold. A larger one has what mkfs.ext4 reserves itself. Where one grows
+// beyond, other blocks make way first.
+func growth(size uint64) string {
+	const block, most = 4096, 1 << 44 // the blocks of such tables have 32 bits
+	if limit := max(8*size, 1<<40); limit < most {
+		return ",resize=" + strconv.FormatUint(limit/block, 10)
+	}
+	return ""
 }
 
 // makeSkeleton makes the folder that an empty file system is filled from.
