@@ -235,8 +235,11 @@ func (s *server) lodge(ctx context.Context, args ...string) (string, error) {
 
 // lodgeWithin runs the command line for something that takes long.
 func (s *server) lodgeWithin(ctx context.Context, limit time.Duration, args ...string) (string, error) {
-	return within(ctx, limit, []string{"LODGE_HOST=unix://" + filepath.Join(s.dir, "run/lodged.sock")}, append([]string{filepath.Join(s.b.bin, "lodge")}, args...)...)
+	return within(ctx, limit, []string{"LODGE_HOST=" + s.host()}, append([]string{filepath.Join(s.b.bin, "lodge")}, args...)...)
 }
+
+// host is where lodged listens, as clients are told.
+func (s *server) host() string { return "unix://" + filepath.Join(s.dir, "run/lodged.sock") }
 
 // stop takes everything of the server down. It may be called again.
 func (s *server) stop() {

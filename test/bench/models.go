@@ -16,6 +16,7 @@ import (
 	"time"
 
 	"lodge/api"
+	"lodge/api/client"
 	"lodge/test/sandbox"
 )
 
@@ -58,13 +59,15 @@ func (b *bench) startKernels(ctx context.Context, name string, kernels ...string
 	return s, nil
 }
 
-// guest returns what lodge shows of one guest.
-func (s *server) guest(ctx context.Context, name string) (g api.Guest, err error) {
-	text, err := s.lodge(ctx, "show", name, "-o", "json")
+// guest returns what lodged says of one guest. It is asked again and again while
+// something is timed, so this is no program that starts each time.
+func (s *server) guest(ctx context.Context, name string) (api.Guest, error) {
+	c, err := client.New(client.Options{Host: s.host()})
 	if err != nil {
-		return g, err
+		return api.Guest{}, err
 	}
-	return g, json.Unmarshal([]byte(text), &g)
+	defer c.Close()
+	return c.Guest(ctx, name)
 }
 
 // ready waits until the guest's init says that it is up.

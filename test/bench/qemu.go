@@ -84,6 +84,10 @@ func (b *bench) probe(ctx context.Context, s *server) error {
 	return nil
 }
 
+// coldBoots is how many cold boots are timed. One takes 20 to 30 s, and from one to
+// the next it differs by a fifth.
+const coldBoots = 5
+
 // machineBoots boots a guest cold, and QEMU by hand with the same kernel and
 // image, by turns.
 func (b *bench) machineBoots(ctx context.Context, s *server) (cold Samples, err error) {
@@ -92,7 +96,7 @@ func (b *bench) machineBoots(ctx context.Context, s *server) (cold Samples, err 
 	if err != nil {
 		return nil, err
 	}
-	for range 3 {
+	for range coldBoots {
 		var exec time.Duration
 		runs, took, err := s.timeLaunch(ctx, func(ctx context.Context, name string) error {
 			if err := s.ready(ctx, name); err != nil {
