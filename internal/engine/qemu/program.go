@@ -258,9 +258,8 @@ func (b *builder) memory(e *Engine) (launch.File, error) {
 const ramName = "ram"
 
 // emptyMemory is that of a guest that starts anew. QEMU advises the kernel to use
-// large pages for it, as for all memory of guests: each that is not found at once
-// is looked up in fewer steps, and where this host is itself a guest that is a
-// tenth of a boot.
+// large pages for it, as for all memory of guests: an address that the processor
+// does not know is looked up in fewer steps.
 func (b *builder) emptyMemory() launch.Memory {
 	return launch.Memory{Name: ramName, Size: b.w.Memory, Huge: launch.HugeFiles()}
 }
