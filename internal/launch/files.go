@@ -90,7 +90,7 @@ type Memory struct {
 	Huge bool
 }
 
-// HugeFiles reports whether this kernel has large pages for files in memory.
+// HugeFiles reports whether this kernel has huge pages for files in memory.
 func HugeFiles() bool {
 	_, err := os.Stat("/sys/kernel/mm/transparent_hugepage/shmem_enabled")
 	return err == nil

@@ -314,7 +314,7 @@ echo hello >&4; read x <&4; echo host says $x; read x <&4; echo then $x; echo EN
 	}
 }
 
-// hasHugePages asks for large pages in a file of 4 MiB, which holds one however
+// hasHugePages asks for huge pages in a file of 4 MiB, which holds one however
 // it is mapped.
 func hasHugePages(t *testing.T, f *os.File) {
 	t.Helper()
@@ -329,7 +329,7 @@ func hasHugePages(t *testing.T, f *os.File) {
 	must(t, err)
 	_, entry, _ := strings.Cut(string(text), " /hall\n")
 	if m := regexp.MustCompile(`ShmemPmdMapped: +(\d+) kB`).FindStringSubmatch(entry); m == nil || m[1] == "0" {
-		t.Errorf("it has no large pages: %.700s", entry)
+		t.Errorf("it has no huge pages: %.700s", entry)
 	}
 }
 

@@ -178,6 +178,20 @@ func TestGrow(t *testing.T) {
 	}
 }
 
+// TestGrowFar: a volume grows beyond the tables that were reserved for it.
+func TestGrowFar(t *testing.T) {
+	need(t)
+	dir := t.TempDir()
+	must(t, Create(t.Context(), dir, 64<<20))
+	const far = 3 << 40 / 2
+	must(t, Grow(t.Context(), dir, far))
+	facts, err := Look(t.Context(), dir)
+	if err != nil || facts.Size != far {
+		t.Errorf("the size is %d (%v)", facts.Size, err)
+	}
+	must(t, check(t.Context(), filepath.Join(dir, File)))
+}
+
 func TestTooSmallADiskIsRefused(t *testing.T) {
 	need(t)
 	dir := volume(t, 512)

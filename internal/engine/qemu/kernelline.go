@@ -38,8 +38,8 @@ var translatedWords = []string{
 }
 
 // unasked are modules that are loaded by themselves because something could use
-// them. Translated, each takes a tenth of a second or two, most of it for its
-// signature. Who names them to modprobe has them.
+// them. Translated, each takes one to four tenths of a second. Who names them to
+// modprobe has them.
 var unasked = []string{
 	// udev loads these because the processor says what it can: for guests of its
 	// own, for its clock rate, and for check sums and ciphers that the kernel can
@@ -53,15 +53,16 @@ var unasked = []string{
 	"serio_raw",
 }
 
-// onDemand are modules that systemd loads at every boot, and that the kernel
-// loads by itself when the first program uses what they are for.
-var onDemand = []string{"configfs", "dm_mod", "drm", "efi_pstore", "fuse", "loop"}
+// notAtBoot are modules that units of systemd only want at boot, and do not
+// require. The kernel loads loop and dm_mod when the first program uses them, drm
+// comes with drivers that need it, and efi_pstore is for firmware that is not there.
+var notAtBoot = []string{"dm_mod", "drm", "efi_pstore", "loop"}
 
-// masked keeps systemd from loading what is loaded on demand. To others these
+// masked keeps systemd from loading what is not needed at boot. To others these
 // words say nothing.
 func masked() string {
 	var line strings.Builder
-	for _, m := range onDemand {
+	for _, m := range notAtBoot {
 		line.WriteString(" systemd.mask=modprobe@" + m + ".service")
 	}
 	return line.String()

@@ -132,8 +132,8 @@ func (w hardware) board(l *line, p places) {
 // 50 MB.
 const codeCache = 384 << 20
 
-// largePage is the size of a large page of x86-64.
-const largePage = 2 << 20
+// hugePage is the size of a huge page of x86-64.
+const hugePage = 2 << 20
 
 func (w hardware) processorsAndMemory(l *line, p places) {
 	l.add("-cpu", w.CPUModel) // its commas are the list's own
@@ -146,7 +146,7 @@ func (w hardware) processorsAndMemory(l *line, p places) {
 	l.add("-m", memory)
 	align := ""
 	if !w.Private {
-		align = strconv.Itoa(largePage) // else no large page would fit in
+		align = strconv.Itoa(hugePage) // else no huge page would fit in
 	}
 	l.add("-object", list("memory-backend-file", "id", "ram", "size", size, "mem-path", w.memoryPath(p), "align", align, "share", onOff(!w.Private)))
 	socket := 0

@@ -88,8 +88,8 @@ func TestPagedOut(t *testing.T) {
 	first := r.start(t, k, g, p)
 	first.ready()
 	first.shell("echo what it knows >/run/known; sync")
-	if launch.HugeFiles() && !strings.Contains(largePages(t, first.held.State().Pid), "/"+ramName) {
-		t.Error("its memory has no large pages")
+	if launch.HugeFiles() && !strings.Contains(hugePages(t, first.held.State().Pid), "/"+ramName) {
+		t.Error("its memory has no huge pages")
 	}
 	pagedOut(t, first)
 	if err := first.m.Pause(t.Context()); err != nil {
@@ -128,8 +128,8 @@ func pagedOut(t *testing.T, x *kept) {
 	}
 }
 
-// largePages lists the mappings of a process that have some, by name.
-func largePages(t *testing.T, pid int) (names string) {
+// hugePages lists the mappings of a process that have some, by name.
+func hugePages(t *testing.T, pid int) (names string) {
 	t.Helper()
 	text, err := os.ReadFile(fmt.Sprintf("/proc/%d/smaps", pid))
 	if err != nil {

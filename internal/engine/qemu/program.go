@@ -65,7 +65,7 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 	if w.Accel == "kvm" {
 		b.Devices = append(b.Devices, "kvm")
 	} else {
-		b.Env = append(b.Env, largeHeap)
+		b.Env = append(b.Env, hugeHeap)
 	}
 	if err := b.furnish(e, l); err != nil {
 		return launch.Jail{}, err
@@ -82,10 +82,10 @@ func (e *Engine) jail(g guest.Guest, parts engine.Parts) (launch.Jail, error) {
 	return b.Jail, nil
 }
 
-// largeHeap has the C library (glibc, from 2.35) ask for large pages for what QEMU
-// allocates. Where it translates, half of its time it looks up translations and
-// addresses in tables of many MiB.
-const largeHeap = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
+// hugeHeap has the C library (glibc, from 2.35) ask for huge pages for what QEMU
+// allocates. Where it translates, some fifth of its time it looks up translations
+// in tables of many MiB.
+const hugeHeap = "GLIBC_TUNABLES=glibc.malloc.hugetlb=1"
 
 // builder is a jail in the making.
 type builder struct {
@@ -258,7 +258,7 @@ func (b *builder) memory(e *Engine) (launch.File, error) {
 const ramName = "ram"
 
 // emptyMemory is that of a guest that starts anew. QEMU advises the kernel to use
-// large pages for it, as for all memory of guests: an address that the processor
+// huge pages for it, as for all memory of guests: an address that the processor
 // does not know is looked up in fewer steps.
 func (b *builder) emptyMemory() launch.Memory {
 	return launch.Memory{Name: ramName, Size: b.w.Memory, Huge: launch.HugeFiles()}
