@@ -75,9 +75,28 @@ func TestKilledWhilePlugging(t *testing.T) {
 		s.hasItsDevices(name)
 	}
 	s.noLeaks()
+	s.outgrowsItsPorts("v")
 	s.lodge("rm", "-f", "--all")
 	s.lodge("network", "rm", "lab")
 	s.noLeaks()
+}
+
+// outgrowsItsPorts gives a guest of model vm one disk more than its machine has
+// free ports. That one waits, is said to, and comes when a port is free again.
+func (s *server) outgrowsItsPorts(name string) {
+	s.t.Helper()
+	n := 0
+	for ; len(s.guest(name).Pending) == 0; n++ {
+		if n > 16 {
+			s.t.Fatalf("%s took %d disks while it ran", name, n)
+		}
+		s.lodge("attach", "disk", name, fmt.Sprintf("e%d=16MiB", n))
+	}
+	if got, want := s.guest(name).Pending, fmt.Sprintf("disk e%d comes", n-1); n < 2 || len(got) != 1 || got[0] != want {
+		s.t.Fatalf("%s has %d disks and is to get with its next start: %q", name, n-1, got)
+	}
+	s.lodge("detach", "disk", name, "e0", "--delete-data")
+	s.hasItsDevices(name)
 }
 
 // hasItsDevices waits until a guest of model vm or paravirt finds the disks and

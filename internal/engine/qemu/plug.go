@@ -31,7 +31,7 @@ func (m *Machine) roomFor(ctx context.Context) (w hardware, port string, err err
 		return w, "", m.refuse(errs.Unsupported, "its machine has no ports that devices are plugged into while it runs", "restart it")
 	}
 	if port = w.freePort(); port == "" {
-		return w, "", m.refuse(errs.Conflict, "all its ports are taken", "take a device away, or restart it")
+		return w, "", m.refuse(errs.Unsupported, "all its ports are taken", "take a device away, or restart it")
 	}
 	return w, port, nil
 }
