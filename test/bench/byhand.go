@@ -14,6 +14,7 @@ import (
 	"lodge/internal/agent"
 	"lodge/internal/agent/dial"
 	"lodge/internal/agent/initrd"
+	"lodge/internal/base/session"
 	"lodge/internal/kernels"
 	"lodge/internal/layer"
 )
@@ -21,8 +22,19 @@ import (
 // byHand starts QEMU as a person would who has the kernel, the initramfs and the
 // image that Lodge's guests have: what a cold boot costs without Lodge.
 type byHand struct {
-	dir, kernel, initrd, base string
+	dir, kernel, base string
+	modules           string // all of the kernel's, as the layer that Lodge's guests have them in
 }
+
+// handBoot is what one boot by hand took.
+type handBoot struct {
+	ready time.Duration // from QEMU's start until the guest's init said that it is up
+	first time.Duration // of the first program run in it
+	later Samples       // of further ones
+}
+
+// laterExecs is how many programs are run after the first one.
+const laterExecs = 6
 
 // newByHand takes the kernel and the image from a server that has them.
 func (b *bench) newByHand(ctx context.Context, s *server) (byHand, error) {
@@ -42,49 +54,67 @@ func (b *bench) newByHand(ctx context.Context, s *server) (byHand, error) {
 	if err != nil {
 		return h, err
 	}
-	h.kernel = boot.Path
-	config, err := initrd.ConfigArchive(agent.Config{
-		ID: "byhand", Hostname: "byhand", Machine: fmt.Sprintf("%032x", 1), Init: []string{"/sbin/init"},
-		Base: "serial:base", Volume: "serial:volume", Channel: "port:agent",
-	})
-	if err != nil {
-		return h, err
-	}
-	archive, err := os.ReadFile(boot.Initrd)
-	if err != nil {
-		return h, err
-	}
-	h.initrd = filepath.Join(h.dir, "initrd")
-	if err := os.WriteFile(h.initrd, append(archive, config...), 0o600); err != nil {
-		return h, err
+	h.kernel, h.modules = boot.Path, boot.Modules
+	for _, with := range []bool{false, true} {
+		if err := h.writeInitrd(boot.Initrd, with); err != nil {
+			return h, err
+		}
 	}
 	h.base = filepath.Join(h.dir, "base.erofs")
 	_, err = s.lodge(ctx, "image", "export", "debian/12", h.base, "--format", "erofs")
 	return h, err
 }
 
-// boot boots a guest with the processor that Lodge's guests have and returns how
-// long it took until its init said that it is up.
-func (h byHand) boot(ctx context.Context) (time.Duration, error) {
+// writeInitrd makes the initramfs of guests with the kernel's modules or without.
+func (h byHand) writeInitrd(from string, modules bool) error {
+	c := agent.Config{
+		ID: "byhand", Hostname: "byhand", Machine: fmt.Sprintf("%032x", 1), Init: []string{"/sbin/init"},
+		Base: "serial:base", Volume: "serial:volume", Channel: "port:agent",
+	}
+	if modules {
+		c.Modules = "serial:modules"
+	}
+	config, err := initrd.ConfigArchive(c)
+	if err != nil {
+		return err
+	}
+	archive, err := os.ReadFile(from)
+	if err != nil {
+		return err
+	}
+	return os.WriteFile(h.initrd(modules), append(archive, config...), 0o600)
+}
+
+func (h byHand) initrd(modules bool) string {
+	return filepath.Join(h.dir, fmt.Sprintf("initrd-modules-%t", modules))
+}
+
+// boot boots a guest with the processor that Lodge's guests have, with the
+// kernel's modules or without, and runs programs in it.
+func (h byHand) boot(ctx context.Context, modules bool) (took handBoot, err error) {
 	run, err := os.MkdirTemp(h.dir, "run-")
 	if err != nil {
-		return 0, err
+		return took, err
 	}
 	defer os.RemoveAll(run)
 	if err := layer.Create(ctx, run, 1<<30); err != nil {
-		return 0, err
+		return took, err
 	}
 	socket := filepath.Join(run, "agent")
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", "-machine", "q35", "-cpu", "max", "-accel", "tcg", "-m", "256M", "-display", "none", "-vga", "none",
-		"-nodefaults", "-no-user-config", "-kernel", h.kernel, "-initrd", h.initrd, "-append", "console=ttyS0 quiet", "-serial", "file:"+filepath.Join(run, "console"),
-		"-drive", "if=none,id=base,format=raw,readonly=on,file.locking=off,file="+h.base, "-device", "virtio-blk-pci,drive=base,serial=base",
-		"-drive", "if=none,id=volume,format=raw,file="+filepath.Join(run, "root.ext4"), "-device", "virtio-blk-pci,drive=volume,serial=volume",
-		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path="+socket, "-device", "virtserialport,chardev=agent,name=agent")
+	argv := []string{"-machine", "q35", "-cpu", "max", "-accel", "tcg", "-m", "256M", "-display", "none", "-vga", "none",
+		"-nodefaults", "-no-user-config", "-kernel", h.kernel, "-initrd", h.initrd(modules), "-append", "console=ttyS0 quiet", "-serial", "file:" + filepath.Join(run, "console"),
+		"-drive", "if=none,id=base,format=raw,readonly=on,file.locking=off,file=" + h.base, "-device", "virtio-blk-pci,drive=base,serial=base",
+		"-drive", "if=none,id=volume,format=raw,file=" + filepath.Join(run, "root.ext4"), "-device", "virtio-blk-pci,drive=volume,serial=volume",
+		"-device", "virtio-serial-pci", "-chardev", "socket,id=agent,server=on,wait=off,path=" + socket, "-device", "virtserialport,chardev=agent,name=agent"}
+	if modules {
+		argv = append(argv, "-drive", "if=none,id=modules,format=raw,readonly=on,file.locking=off,file="+h.modules, "-device", "virtio-blk-pci,drive=modules,serial=modules")
+	}
+	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", argv...)
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {
-		return 0, err
+		return took, err
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	var line io.ReadWriteCloser
@@ -93,7 +123,7 @@ func (h byHand) boot(ctx context.Context) (time.Duration, error) {
 		return err
 	})
 	if err != nil {
-		return 0, err
+		return took, err
 	}
 	link := dial.Open(line, dial.Options{})
 	defer link.Close()
@@ -103,5 +133,30 @@ func (h byHand) boot(ctx context.Context) (time.Duration, error) {
 		}
 		return nil
 	})
-	return time.Since(begun), err
+	took.ready = time.Since(begun)
+	if err == nil {
+		took.first, took.later, err = runs(ctx, link)
+	}
+	return took, err
+}
+
+// runs runs programs over a line that is open.
+func runs(ctx context.Context, link *dial.Link) (first time.Duration, later Samples, err error) {
+	for i := range 1 + laterExecs {
+		begun := time.Now()
+		p, err := link.Exec(ctx, session.Request{Argv: []string{"true"}})
+		if err != nil {
+			return 0, nil, err
+		}
+		if _, err := p.Wait(ctx); err != nil {
+			return 0, nil, err
+		}
+		if i == 0 {
+			first = time.Since(begun)
+			time.Sleep(settle) // the boot's last services still start
+			continue
+		}
+		later.add(time.Since(begun))
+	}
+	return first, later, nil
 }
