@@ -267,7 +267,7 @@ func (l *Link) hunt(w agent.Word) error {
 		id := newID()
 		marks := l.mark(id)
 		started, err := l.listen(id, w, marks)
-		marks.stop()
+		marks.Stop()
 		if err != nil || started {
 			return err
 		}
@@ -296,7 +296,7 @@ func (l *Link) listen(id agent.ID, w agent.Word, m *marks) (bool, error) {
 		switch {
 		case w.Kind == agent.Answer && w.ID == id && !answered:
 			answered = true
-			m.stop()
+			m.Stop()
 			l.line.Restart()
 			l.line.Say(agent.Word{Kind: agent.Go, ID: id})
 		case w.Kind == agent.Start && w.ID == id && answered:
@@ -313,16 +313,12 @@ func (l *Link) listen(id agent.ID, w agent.Word, m *marks) (bool, error) {
 // marks says Mark again and again: often at first, because a guest that was
 // copied while it ran answers the first, and no longer than the line can hold.
 type marks struct {
-	line    *agent.Line
-	word    agent.Word
-	stopped chan struct{}
-	hello   chan struct{}
-	mu      sync.Mutex
-	over    bool
+	*agent.Saying
+	hello chan struct{}
 }
 
 func (l *Link) mark(id agent.ID) *marks {
-	m := &marks{line: l.line, word: agent.Word{Kind: agent.Mark, ID: id}, stopped: make(chan struct{}), hello: make(chan struct{}, 1)}
+	m := &marks{agent.NewSaying(l.line, agent.Word{Kind: agent.Mark, ID: id}), make(chan struct{}, 1)}
 	most := marksMax
 	if l.o.Credit {
 		most = marksCredit
@@ -330,10 +326,10 @@ func (l *Link) mark(id agent.ID) *marks {
 	go func() {
 		for n := 0; ; n++ {
 			if n < most {
-				m.say()
+				m.Say()
 			}
 			select {
-			case <-m.stopped:
+			case <-m.Stopped():
 				return
 			case <-time.After(interval(n)):
 			case <-m.hello:
@@ -350,25 +346,6 @@ const (
 	marksMax    = 200
 	marksCredit = 50
 )
-
-// say says Mark, but never after stop returned: that would end the session
-// that begins then.
-func (m *marks) say() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.over {
-		m.line.Say(m.word)
-	}
-}
-
-func (m *marks) stop() {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	if !m.over {
-		m.over = true
-		close(m.stopped)
-	}
-}
 
 // helloPace is how soon after a hello the next mark follows: a guest that says
 // nothing else must not keep the host busy.

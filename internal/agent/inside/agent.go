@@ -5,7 +5,6 @@
 package inside
 
 import (
-	"context"
 	"errors"
 	"fmt"
 	"io"
@@ -97,19 +96,20 @@ func (a *Agent) Converse(ch io.ReadWriteCloser, credit bool) error {
 
 // greet says hello until the function it returns is called.
 func (a *Agent) greet(l *agent.Line) (quiet func()) {
-	ctx, cancel := context.WithCancel(context.Background())
+	hello := agent.NewSaying(l, agent.Word{Kind: agent.Hello, ID: agent.Number(0)})
 	go func() {
 		t := time.NewTicker(helloEvery)
 		defer t.Stop()
-		for ctx.Err() == nil {
-			l.Say(agent.Word{Kind: agent.Hello, ID: agent.Number(0)})
+		for {
+			hello.Say()
 			select {
-			case <-ctx.Done():
+			case <-hello.Stopped():
+				return
 			case <-t.C:
 			}
 		}
 	}()
-	return cancel
+	return hello.Stop
 }
 
 // stream is one request's way to the host and back.
