@@ -135,13 +135,13 @@ func (h byHand) boot(ctx context.Context, modules bool) (took handBoot, err erro
 	})
 	took.ready = time.Since(begun)
 	if err == nil {
-		took.first, took.later, err = runs(ctx, link)
+		took.first, took.later, err = runPrograms(ctx, link)
 	}
 	return took, err
 }
 
-// runs runs programs over a line that is open.
-func runs(ctx context.Context, link *dial.Link) (first time.Duration, later Samples, err error) {
+// runPrograms runs programs over a line that is open.
+func runPrograms(ctx context.Context, link *dial.Link) (first time.Duration, later Samples, err error) {
 	for i := range 1 + laterExecs {
 		begun := time.Now()
 		p, err := link.Exec(ctx, session.Request{Argv: []string{"true"}})
