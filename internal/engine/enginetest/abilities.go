@@ -354,7 +354,13 @@ func debug(t *testing.T, h *suite) {
 	if err := d.Debug(t.Context(), "no-such-thing", io.Discard); !errs.Is(err, errs.Invalid) && !errs.Is(err, errs.NotFound) {
 		t.Errorf("what is not there: %v", err)
 	}
-	for _, what := range i.Debugs {
+	// A guest that is being reset is in no state for the others: the processor may
+	// have nobody yet to take an interrupt, and ends the machine.
+	what := slices.DeleteFunc(slices.Clone(i.Debugs), func(w string) bool { return w == "reset" })
+	if len(what) < len(i.Debugs) {
+		what = append(what, "reset")
+	}
+	for _, what := range what {
 		var out bytes.Buffer
 		if err := d.Debug(t.Context(), what, &out); err != nil {
 			t.Errorf("%s: %v", what, err)
