@@ -356,11 +356,11 @@ func debug(t *testing.T, h *suite) {
 	}
 	// A guest that is being reset is in no state for the others: the processor may
 	// have nobody yet to take an interrupt, and ends the machine.
-	what := slices.DeleteFunc(slices.Clone(i.Debugs), func(w string) bool { return w == "reset" })
-	if len(what) < len(i.Debugs) {
-		what = append(what, "reset")
+	all := slices.DeleteFunc(slices.Clone(i.Debugs), func(what string) bool { return what == "reset" })
+	if len(all) < len(i.Debugs) {
+		all = append(all, "reset")
 	}
-	for _, what := range what {
+	for _, what := range all {
 		var out bytes.Buffer
 		if err := d.Debug(t.Context(), what, &out); err != nil {
 			t.Errorf("%s: %v", what, err)
