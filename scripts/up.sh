@@ -74,7 +74,7 @@ echo
 lodge ls
 cat <<END
 
-Three servers of three models run on this one. Next:
+Three servers run on this one. Next:
   export PATH="$PWD/bin:\$PATH"$([ "$LODGE_RUN" = /run/lodge ] || printf ' LODGE_HOST="%s"' "$LODGE_HOST")
   lodge shell db1                                   a root shell in db1
   lodge exec dev1 -- ping -c1 web1                  guests find each other by name, whatever their model
