@@ -173,7 +173,9 @@ type (
 	Meter interface {
 		Usage(ctx context.Context) (guest.Usage, error)
 	}
-	// Plugger changes the devices of a running guest.
+	// Plugger changes the devices of a running guest. What is there already is
+	// Exists, what is not there NotFound; what this guest cannot get or lose before
+	// its next start, be it only that its machine is full, is Unsupported.
 	Plugger interface {
 		PlugDisk(ctx context.Context, d Disk) error
 		UnplugDisk(ctx context.Context, name string) error

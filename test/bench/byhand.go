@@ -26,11 +26,11 @@ type byHand struct {
 	modules           string // all of the kernel's, as the layer that Lodge's guests have them in
 }
 
-// handBoot is what one boot by hand took.
-type handBoot struct {
-	ready time.Duration // from QEMU's start until the guest's init said that it is up
-	first time.Duration // of the first program run in it
-	later Samples       // of further ones
+// handBoots are what boots by hand took.
+type handBoots struct {
+	ready Samples // from QEMU's start until the guest's init said that it is up
+	first Samples // of the first program run in a guest
+	later Samples // of further ones
 }
 
 // laterExecs is how many programs are run after the first one.
@@ -90,15 +90,15 @@ func (h byHand) initrd(modules bool) string {
 }
 
 // boot boots a guest with the processor that Lodge's guests have, with the
-// kernel's modules or without, and runs programs in it.
-func (h byHand) boot(ctx context.Context, modules bool) (took handBoot, err error) {
+// kernel's modules or without, runs programs in it, and adds what it took.
+func (h byHand) boot(ctx context.Context, modules bool, took *handBoots) error {
 	run, err := os.MkdirTemp(h.dir, "run-")
 	if err != nil {
-		return took, err
+		return err
 	}
 	defer os.RemoveAll(run)
 	if err := layer.Create(ctx, run, 1<<30); err != nil {
-		return took, err
+		return err
 	}
 	socket := filepath.Join(run, "agent")
 	ctx, cancel := context.WithTimeout(ctx, bootLimit)
@@ -114,7 +114,7 @@ func (h byHand) boot(ctx context.Context, modules bool) (took handBoot, err erro
 	cmd := exec.CommandContext(ctx, "qemu-system-x86_64", argv...)
 	begun := time.Now()
 	if err := cmd.Start(); err != nil {
-		return took, err
+		return err
 	}
 	defer func() { cmd.Process.Kill(); cmd.Wait() }()
 	var line io.ReadWriteCloser
@@ -123,7 +123,7 @@ func (h byHand) boot(ctx context.Context, modules bool) (took handBoot, err erro
 		return err
 	})
 	if err != nil {
-		return took, err
+		return err
 	}
 	link := dial.Open(line, dial.Options{})
 	defer link.Close()
@@ -133,30 +133,30 @@ func (h byHand) boot(ctx context.Context, modules bool) (took handBoot, err erro
 		}
 		return nil
 	})
-	took.ready = time.Since(begun)
-	if err == nil {
-		took.first, took.later, err = runPrograms(ctx, link)
+	if err != nil {
+		return err
 	}
-	return took, err
+	took.ready.add(time.Since(begun))
+	return runPrograms(ctx, link, took)
 }
 
-// runPrograms runs programs over a line that is open.
-func runPrograms(ctx context.Context, link *dial.Link) (first time.Duration, later Samples, err error) {
+// runPrograms runs programs over a line that is open, and adds what each took.
+func runPrograms(ctx context.Context, link *dial.Link, took *handBoots) error {
 	for i := range 1 + laterExecs {
 		begun := time.Now()
 		p, err := link.Exec(ctx, session.Request{Argv: []string{"true"}})
 		if err != nil {
-			return 0, nil, err
+			return err
 		}
 		if _, err := p.Wait(ctx); err != nil {
-			return 0, nil, err
+			return err
 		}
-		if i == 0 {
-			first = time.Since(begun)
-			time.Sleep(settle) // the boot's last services still start
+		if i > 0 {
+			took.later.add(time.Since(begun))
 			continue
 		}
-		later.add(time.Since(begun))
+		took.first.add(time.Since(begun))
+		time.Sleep(settle) // the boot's last services still start
 	}
-	return first, later, nil
+	return nil
 }

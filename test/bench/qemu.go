@@ -93,7 +93,7 @@ const coldBoots = 5
 // them, as Lodge's guests and any Debian have them.
 func (b *bench) machineBoots(ctx context.Context, s *server) (cold Samples, err error) {
 	var own, starts, first Samples
-	var hand [2]handBoots
+	var bare, full handBoots
 	h, err := b.newByHand(ctx, s)
 	if err != nil {
 		return nil, err
@@ -115,46 +115,36 @@ func (b *bench) machineBoots(ctx context.Context, s *server) (cold Samples, err 
 		own.add(took - exec)
 		first.add(exec)
 		starts.add(runs)
-		for i := range hand {
-			took, err := h.boot(ctx, i == 1)
-			if err != nil {
-				return nil, err
-			}
-			hand[i].add(took)
+		if err := h.boot(ctx, false, &bare); err != nil {
+			return nil, err
+		}
+		if err := h.boot(ctx, true, &full); err != nil {
+			return nil, err
 		}
 	}
-	b.reportBoots(own, starts, first, hand)
+	b.reportBoots(own, starts, first, bare, full)
 	return own, nil
 }
 
-// handBoots are what several boots by hand took.
-type handBoots struct{ ready, first, later Samples }
-
-func (b *handBoots) add(one handBoot) {
-	b.ready.add(one.ready)
-	b.first.add(one.first)
-	b.later = append(b.later, one.later...)
-}
-
-// reportBoots adds the rows of cold boots; of hand, the first are without modules.
-func (b *bench) reportBoots(own, starts, first Samples, hand [2]handBoots) {
+// reportBoots adds the rows of cold boots, Lodge's and by hand: bare without the
+// kernel's modules, full with them.
+func (b *bench) reportBoots(own, starts, first Samples, bare, full handBoots) {
 	const (
-		what  = "cold launch of Debian with systemd, to ready"
-		again = "exec true over a line that is open"
-		bare  = "QEMU by hand, q35"
-		full  = "QEMU by hand, q35, with modules"
+		what    = "cold launch of Debian with systemd, to ready"
+		program = "exec true over a line that is open"
+		byBare  = "QEMU by hand, q35"
+		byFull  = "QEMU by hand, q35, with modules"
 	)
-	plain := timed("vm", what, bare, hand[0].ready)
+	plain := timed("vm", what, byBare, bare.ready)
 	plain.Note = "same kernel, initramfs, image and processor; no modules, record, network, jail"
-	modules := timed("vm", what, full, hand[1].ready)
+	modules := timed("vm", what, byFull, full.ready)
 	modules.Note = "the same, and the kernel's modules, which Lodge's guests have"
 	b.report.add(timed("vm", what, "lodge", own).beside(plain).withinRatio(1), plain,
 		timed("vm", what, "lodge", own).beside(modules), modules,
 		timed("vm", "launch until QEMU runs, the whole command", "lodge", starts).atMost(50),
-		timed("vm", "exec true, the first of a guest that has just booted", "lodge", first).atMost(45))
-	for i, who := range []string{bare, full} {
-		b.report.add(timed("vm", again+", the first", who, hand[i].first), timed("vm", again+", later", who, hand[i].later))
-	}
+		timed("vm", "exec true, the first of a guest that has just booted", "lodge", first).atMost(45),
+		timed("vm", program+", the first", byBare, bare.first), timed("vm", program+", later", byBare, bare.later),
+		timed("vm", program+", the first", byFull, full.first), timed("vm", program+", later", byFull, full.later))
 }
 
 // warmGuest is the guest that templates are measured with. It has the memory and

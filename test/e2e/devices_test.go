@@ -82,20 +82,39 @@ func TestKilledWhilePlugging(t *testing.T) {
 }
 
 // outgrowsItsPorts gives a guest of model vm one disk more than its machine has
-// free ports. That one waits, is said to, and comes when a port is free again.
+// free ports. That one waits, is said to, and comes when a port is free again, as
+// another does with the next start.
 func (s *server) outgrowsItsPorts(name string) {
 	s.t.Helper()
-	n := 0
+	n, said := 0, ""
 	for ; len(s.guest(name).Pending) == 0; n++ {
 		if n > 16 {
 			s.t.Fatalf("%s took %d disks while it ran", name, n)
 		}
-		s.lodge("attach", "disk", name, fmt.Sprintf("e%d=16MiB", n))
+		r := s.try("attach", "disk", name, fmt.Sprintf("e%d=16MiB", n))
+		if said = r.err; r.code != 0 {
+			s.t.Fatalf("disk e%d: exit status %d\n%s", n, r.code, r.err)
+		}
 	}
-	if got, want := s.guest(name).Pending, fmt.Sprintf("disk e%d comes", n-1); n < 2 || len(got) != 1 || got[0] != want {
+	want := fmt.Sprintf("disk e%d comes", n-1)
+	if got := s.guest(name).Pending; n < 2 || len(got) != 1 || got[0] != want {
 		s.t.Fatalf("%s has %d disks and is to get with its next start: %q", name, n-1, got)
 	}
+	if !strings.Contains(said, want+" with the next start") {
+		s.t.Errorf("who attached it is told %q", said)
+	}
+	s.kill()
+	s.start()
+	if got := s.guest(name).Pending; len(got) != 1 || got[0] != want {
+		s.t.Errorf("after lodged was killed it is to get with its next start: %q", got)
+	}
 	s.lodge("detach", "disk", name, "e0", "--delete-data")
+	s.hasItsDevices(name)
+	s.lodge("attach", "disk", name, "last=16MiB")
+	if got := s.guest(name).Pending; len(got) != 1 {
+		s.t.Errorf("its ports are all taken again, and it is to get with its next start: %q", got)
+	}
+	s.lodge("restart", name)
 	s.hasItsDevices(name)
 }
 
